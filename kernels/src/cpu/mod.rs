@@ -1,0 +1,1 @@
+//! The operations in SIMD on a thread pool.

@@ -1,0 +1,289 @@
+//! Weights on the host: what loaders produce and what backends pack.
+
+use half::{bf16, f16};
+
+use crate::error::{KernelError, Result};
+
+/// Element types of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// Brain float: the upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// Elements of a host tensor, in row-major order.
+#[derive(Debug, Clone)]
+pub enum HostData {
+    /// Single precision.
+    F32(Vec<f32>),
+    /// Brain float.
+    Bf16(Vec<bf16>),
+    /// Half precision.
+    F16(Vec<f16>),
+}
+
+/// A matrix (or a vector: one row) on the host, as a checkpoint stores it: `[rows, cols]`, row-major.
+#[derive(Debug, Clone)]
+pub struct HostTensor {
+    /// Rows; outputs of a linear layer.
+    pub rows: usize,
+    /// Columns; inputs of a linear layer.
+    pub cols: usize,
+    /// `rows * cols` elements.
+    pub data: HostData,
+}
+
+impl HostTensor {
+    /// Wraps single-precision values. Fails when the count is not `rows * cols`.
+    pub fn from_f32(rows: usize, cols: usize, values: Vec<f32>) -> Result<Self> {
+        Self::new(rows, cols, HostData::F32(values))
+    }
+
+    /// Wraps elements of any type. Fails when the count is not `rows * cols`.
+    pub fn new(rows: usize, cols: usize, data: HostData) -> Result<Self> {
+        let found = match &data {
+            HostData::F32(v) => v.len(),
+            HostData::Bf16(v) => v.len(),
+            HostData::F16(v) => v.len(),
+        };
+        if found != rows * cols {
+            return Err(KernelError::Shape {
+                what: "host tensor".into(),
+                expected: format!("{} elements for [{rows}, {cols}]", rows * cols),
+                found: format!("{found}"),
+            });
+        }
+        Ok(Self { rows, cols, data })
+    }
+
+    /// The element at `index` in row-major order, widened.
+    pub fn at(&self, index: usize) -> f32 {
+        match &self.data {
+            HostData::F32(v) => v[index],
+            HostData::Bf16(v) => v[index].to_f32(),
+            HostData::F16(v) => v[index].to_f32(),
+        }
+    }
+
+    /// Writes row `row`, widened, to `out`, which holds `cols` elements.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        let span = row * self.cols..(row + 1) * self.cols;
+        match &self.data {
+            HostData::F32(v) => out.copy_from_slice(&v[span]),
+            HostData::Bf16(v) => widen(&v[span], out, |x| x.to_f32()),
+            HostData::F16(v) => widen(&v[span], out, |x| x.to_f32()),
+        }
+    }
+
+    /// All elements, widened.
+    pub fn to_f32(&self) -> Vec<f32> {
+        (0..self.rows * self.cols).map(|i| self.at(i)).collect()
+    }
+}
+
+fn widen<T: Copy>(from: &[T], to: &mut [f32], convert: impl Fn(T) -> f32) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = convert(from);
+    }
+}
+
+/// A linear module of a decoder layer that an adapter can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// `self_attn.q_proj`
+    Q,
+    /// `self_attn.k_proj`
+    K,
+    /// `self_attn.v_proj`
+    V,
+    /// `self_attn.o_proj`
+    O,
+    /// `mlp.gate_proj`
+    Gate,
+    /// `mlp.up_proj`
+    Up,
+    /// `mlp.down_proj`
+    Down,
+}
+
+impl Part {
+    /// Every part, in the order of [`Site`] and of stacking within a site.
+    pub const ALL: [Self; 7] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// The stacked matrix that this part lies in.
+    pub const fn site(self) -> Site {
+        match self {
+            Self::Q | Self::K | Self::V => Site::Qkv,
+            Self::O => Site::O,
+            Self::Gate | Self::Up => Site::GateUp,
+            Self::Down => Site::Down,
+        }
+    }
+
+    /// The part's place within its site.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Q | Self::O | Self::Gate | Self::Down => 0,
+            Self::K | Self::Up => 1,
+            Self::V => 2,
+        }
+    }
+}
+
+/// A stacked matrix of a decoder layer: its parts read the same input, so one shrink serves all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// q, k and v.
+    Qkv,
+    /// The attention's output projection.
+    O,
+    /// gate and up.
+    GateUp,
+    /// The MLP's output projection.
+    Down,
+}
+
+impl Site {
+    /// Every site of a layer.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// Position of this site of `layer` in a list of all sites of a model.
+    pub const fn slot(self, layer: usize) -> usize {
+        layer * 4 + self as usize
+    }
+
+    /// The parts stacked in this site, in order.
+    pub const fn parts(self) -> &'static [Part] {
+        match self {
+            Self::Qkv => &[Part::Q, Part::K, Part::V],
+            Self::O => &[Part::O],
+            Self::GateUp => &[Part::Gate, Part::Up],
+            Self::Down => &[Part::Down],
+        }
+    }
+}
+
+/// One adapted module: `y += scale * (x Aᵀ) Bᵀ`.
+#[derive(Debug, Clone)]
+pub struct LoraPart {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Module of that layer.
+    pub part: Part,
+    /// `alpha / r`, or `alpha / sqrt(r)` for rsLoRA (PEFT's `LoraLayer.scaling`).
+    pub scale: f32,
+    /// `[r, in]`
+    pub a: HostTensor,
+    /// `[out, r]`
+    pub b: HostTensor,
+}
+
+impl LoraPart {
+    /// The rank: rows of A.
+    pub fn rank(&self) -> usize {
+        self.a.rows
+    }
+}
+
+/// All adapted modules of one adapter; at most one entry for a layer and part.
+#[derive(Debug, Clone, Default)]
+pub struct LoraWeights {
+    /// In any order.
+    pub parts: Vec<LoraPart>,
+}
+
+/// An adapter in the layout of one backend: a single block of memory, so that making it resident is one copy.
+///
+/// A backend's [`AdapterPacker`](crate::AdapterPacker) makes it on a loader thread; nobody else reads `bytes`.
+#[derive(Debug)]
+pub struct PackedAdapter {
+    /// Aligned to 64 bytes.
+    pub bytes: AlignedBytes,
+    /// Indexed by [`Site::slot`]; `None` where the adapter leaves the site alone.
+    pub sites: Vec<Option<PackedSite>>,
+    /// Largest rank of any part.
+    pub max_rank: usize,
+}
+
+/// Where the matrices of one site lie in [`PackedAdapter::bytes`].
+#[derive(Debug, Clone, Default)]
+pub struct PackedSite {
+    /// Byte offset of the stacked A matrices.
+    pub a: usize,
+    /// Lanes of the shrink's result: the parts' ranks, each rounded up as the backend needs it.
+    pub lanes: usize,
+    /// In the order of [`Site::parts`]; rank 0 where the adapter leaves the part alone.
+    pub parts: [PackedPart; 3],
+}
+
+/// One part of a [`PackedSite`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PackedPart {
+    /// The part's own rank; 0 means untouched.
+    pub rank: usize,
+    /// First lane of this part in the shrink's result.
+    pub lane: usize,
+    /// Multiplies the shrink's result, in f32, before it is rounded to the operand type.
+    pub scale: f32,
+    /// Byte offset of B.
+    pub b: usize,
+}
+
+/// Heap bytes that start at a multiple of 64.
+pub struct AlignedBytes {
+    // One cache line an element, so that the allocation has its alignment.
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl AlignedBytes {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.lines.as_ptr().cast()
+    }
+
+    /// Address of the first byte, for writing.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.lines.as_mut_ptr().cast()
+    }
+}
+
+impl std::fmt::Debug for AlignedBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBytes({})", self.len)
+    }
+}

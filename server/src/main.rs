@@ -1,0 +1,2 @@
+//! Arguments to configuration to server.
+fn main() {}
