@@ -1,0 +1,126 @@
+//! What the engine can be told: plain values, checked before anything is allocated for them.
+
+use std::path::PathBuf;
+
+use loraplex_kernels::DType;
+
+/// Everything an [`Llm`](crate::Llm) is made from.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// A Hugging Face folder or a `.gguf` file.
+    pub model: PathBuf,
+    /// `None` follows the checkpoint: bf16 for 16-bit files, f32 for f32 ones.
+    pub dtype: Option<DType>,
+    /// Where to compute.
+    pub device: Device,
+    /// Threads of the CPU backend; `None` takes one a core.
+    pub threads: Option<usize>,
+    /// Longest prompt plus output; `None` takes the model's own limit.
+    pub max_model_len: Option<usize>,
+    /// Steps.
+    pub scheduler: SchedulerConfig,
+    /// Keys and values.
+    pub cache: CacheConfig,
+    /// Adapters.
+    pub lora: LoraConfig,
+    /// Seeds requests that bring none.
+    pub seed: u64,
+    /// A chat template in place of the model's own.
+    pub chat_template: Option<String>,
+    /// Random weights from `seed` in place of the checkpoint's: shapes alone are read.
+    pub dummy_weights: bool,
+}
+
+impl EngineConfig {
+    /// The defaults for `model`.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            dtype: None,
+            device: Device::Auto,
+            threads: None,
+            max_model_len: None,
+            scheduler: SchedulerConfig::default(),
+            cache: CacheConfig::default(),
+            lora: LoraConfig::default(),
+            seed: 0,
+            chat_template: None,
+            dummy_weights: false,
+        }
+    }
+}
+
+/// Which backend computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU where there is one, the CPU otherwise.
+    Auto,
+    /// SIMD on the CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// Plain loops in f32: the definition, for tests.
+    Reference,
+}
+
+/// Bounds of a step and of the queue before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Rows of a step: a longer prompt is read in chunks of what is left beside the decodes.
+    pub max_num_batched_tokens: usize,
+    /// Requests that may wait; one more is refused.
+    pub max_waiting: usize,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self { max_num_seqs: 64, max_num_batched_tokens: 512, max_waiting: 1024 }
+    }
+}
+
+/// The paged cache of keys and values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheConfig {
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Size of the pool.
+    pub size: CacheSize,
+    /// Keep blocks of finished prompts for requests that start alike.
+    pub prefix_caching: bool,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { block_size: 16, size: CacheSize::Auto, prefix_caching: true }
+    }
+}
+
+/// How large the pool of KV blocks is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CacheSize {
+    /// CPU: room for `max_num_seqs` sequences of the model's length, at most a quarter of the memory that is free.
+    Auto,
+    /// This many blocks.
+    Blocks(usize),
+    /// This many bytes.
+    Bytes(usize),
+}
+
+/// What adapters may cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraConfig {
+    /// Off refuses every adapter.
+    pub enabled: bool,
+    /// Largest rank accepted; no memory is reserved for it.
+    pub max_rank: usize,
+    /// Adapters held in host memory at most.
+    pub max_host_adapters: usize,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { enabled: true, max_rank: 64, max_host_adapters: 1024 }
+    }
+}

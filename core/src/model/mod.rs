@@ -1,0 +1,1 @@
+//! Architectures over a backend, and the checkpoints that they are read from.
