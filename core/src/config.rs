@@ -9,6 +9,8 @@ use loraplex_kernels::DType;
 pub struct EngineConfig {
     /// A Hugging Face folder or a `.gguf` file.
     pub model: PathBuf,
+    /// Labels the metrics; the model's path when `None`.
+    pub served_model_name: Option<String>,
     /// `None` follows the checkpoint: bf16 for 16-bit files, f32 for f32 ones.
     pub dtype: Option<DType>,
     /// Where to compute.
@@ -36,6 +38,7 @@ impl EngineConfig {
     pub fn new(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
+            served_model_name: None,
             dtype: None,
             device: Device::Auto,
             threads: None,

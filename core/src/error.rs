@@ -39,7 +39,10 @@ impl Error {
 
     /// A limit is reached; later may work.
     pub fn exhausted(message: impl Into<String>) -> Self {
-        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(ErrorKind::Exhausted, message) }
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(ErrorKind::Exhausted, message)
+        }
     }
 
     /// A fault of ours.

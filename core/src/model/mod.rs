@@ -1,1 +1,9 @@
 //! Architectures over a backend, and the checkpoints that they are read from.
+
+pub mod checkpoint;
+pub mod config;
+mod decoder;
+
+pub use checkpoint::{Checkpoint, GenerationDefaults};
+pub use config::ModelConfig;
+pub use decoder::{Decoder, Workspace};

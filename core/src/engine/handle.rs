@@ -1,0 +1,202 @@
+//! The way into the engine's thread, for everybody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use super::command::{Command, Drain};
+use super::outputs::Sink;
+use super::stream::OutputStream;
+use super::{Engine, Outputs};
+use crate::config::SchedulerConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kv_cache::BlockManager;
+use crate::metrics::Metrics;
+use crate::request::GenerateRequest;
+use crate::runner::Runner;
+use crate::scheduler::{Scheduler, SeqId, StepPlan};
+use crate::tokenizer::Tokenizer;
+
+/// What the engine's thread is started with.
+#[derive(Debug)]
+pub struct EngineOptions {
+    /// Bounds of steps and of the queue.
+    pub scheduler: SchedulerConfig,
+    /// Longest prompt plus output; a sequence of this length fits the pool.
+    pub max_model_len: usize,
+    /// The pool of KV blocks.
+    pub blocks: BlockManager,
+    /// Tokens that end an output.
+    pub end_tokens: Arc<[u32]>,
+    /// Seeds requests that bring none.
+    pub seed: u64,
+    /// Where the engine counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Submits requests. Clones share one engine, which stops when the last of them is gone.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    commands: Mutex<Sender<Command>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    tokenizer: Arc<Tokenizer>,
+    next_id: AtomicU64,
+    /// Requests submitted and not ended.
+    open: Arc<AtomicUsize>,
+    max_open: usize,
+    max_model_len: usize,
+}
+
+/// One of the places that [`SchedulerConfig`] allows; given back on drop.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl EngineHandle {
+    /// Starts the engine's thread.
+    pub fn start(
+        runner: Box<dyn Runner>,
+        tokenizer: Arc<Tokenizer>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        let (sender, commands) = channel();
+        let max_open = options.scheduler.max_waiting + options.scheduler.max_num_seqs;
+        let max_model_len = options.max_model_len;
+        let engine = Engine {
+            scheduler: Scheduler::new(options.scheduler, max_model_len),
+            blocks: options.blocks,
+            runner,
+            outputs: Outputs::default(),
+            metrics: options.metrics,
+            commands,
+            end_tokens: options.end_tokens,
+            seed: options.seed,
+            plan: StepPlan::default(),
+            results: Default::default(),
+            stopping: false,
+            adapters_moved: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || engine.run())
+            .map_err(|error| Error::internal(format!("cannot start the engine: {error}")))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                commands: Mutex::new(sender),
+                thread: Mutex::new(Some(thread)),
+                tokenizer,
+                next_id: AtomicU64::new(0),
+                open: Arc::default(),
+                max_open,
+                max_model_len,
+            }),
+        })
+    }
+
+    /// Queues a request. Fails at once when the queue is full or the engine is gone; never waits.
+    pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream> {
+        let shared = &self.shared;
+        self.check(&request)?;
+        let place = Place(shared.open.clone());
+        let open = shared.open.fetch_add(1, Ordering::Relaxed);
+        if open >= shared.max_open {
+            return Err(Error::exhausted(format!("{open} requests are in the queue, the limit")));
+        }
+        let id = SeqId(shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let (events, receiver) = mpsc::unbounded_channel();
+        let stream = OutputStream::new(self.clone(), id, place, receiver, &request);
+        let sink = Sink::new(events);
+        let request = Box::new(request);
+        self.send(Command::Submit { id, request, arrival: Instant::now(), sink })?;
+        Ok(stream)
+    }
+
+    /// The bounds that the engine relies on; a server has checked them with better words.
+    fn check(&self, request: &GenerateRequest) -> Result<()> {
+        let vocab = self.shared.tokenizer.vocab_size();
+        let limit = self.shared.max_model_len;
+        if request.prompt.is_empty() {
+            return Err(Error::invalid("the prompt is empty").with_param("prompt"));
+        }
+        if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab) {
+            let message = format!("token id {token} is not in the vocabulary of {vocab}");
+            return Err(Error::invalid(message).with_param("prompt"));
+        }
+        let wanted = request.prompt.len() + request.params.max_tokens as usize;
+        if request.params.max_tokens == 0 || wanted > limit {
+            return Err(Error::invalid(format!(
+                "prompt of {} tokens and max_tokens of {} exceed the model's length of {limit}",
+                request.prompt.len(),
+                request.params.max_tokens
+            ))
+            .with_param("max_tokens"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn abort(&self, id: SeqId) {
+        // An engine that is gone has nothing to abort.
+        let _ = self.send(Command::Abort(id));
+    }
+
+    /// Forgets cached prefixes that nobody uses. True when none remains.
+    pub async fn reset_prefix_cache(&self) -> Result<bool> {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::ResetPrefixCache(done))?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Whether the engine's thread runs.
+    pub fn is_alive(&self) -> bool {
+        self.shared.thread.lock().as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Requests that have been submitted and have not ended.
+    pub fn open_requests(&self) -> usize {
+        self.shared.open.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.shared.tokenizer
+    }
+
+    /// Takes nothing new; what runs finishes (`finish`) or ends now with the tokens that it has. Returns at once.
+    pub fn stop(&self, finish: bool) {
+        let drain = if finish { Drain::Finish } else { Drain::Abort };
+        // An engine that is gone has stopped.
+        let _ = self.send(Command::Stop(drain));
+    }
+
+    /// Waits for the engine's thread to end; [`EngineHandle::stop`] comes first. Blocks.
+    pub fn join(&self) {
+        let thread = self.shared.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread has panicked");
+        }
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.shared.commands.lock().send(command).map_err(|_| gone())
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Unavailable, "the engine has stopped")
+}

@@ -1,0 +1,1 @@
+//! Whole steps with a scripted runner.

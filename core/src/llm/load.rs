@@ -1,0 +1,141 @@
+//! From a configuration to a running engine.
+
+use std::sync::Arc;
+
+use loraplex_kernels::reference::ReferenceBackend;
+use loraplex_kernels::{AdapterPacker, Backend, DType, KvShape};
+
+use super::{Llm, ModelInfo, Progress, memory};
+use crate::adapter::AdapterManager;
+use crate::config::{Device, EngineConfig};
+use crate::engine::{EngineHandle, EngineOptions};
+use crate::error::{Error, Result};
+use crate::kv_cache::BlockManager;
+use crate::metrics::Metrics;
+use crate::model::{Checkpoint, Decoder};
+use crate::runner::{ModelRunner, Runner};
+
+pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm> {
+    check(&config)?;
+    progress.stage("checkpoint", 0, 1);
+    let checkpoint = if config.dummy_weights {
+        Checkpoint::dummy(&config.model, config.seed)?
+    } else {
+        Checkpoint::open(&config.model)?
+    };
+    let tokenizer = Arc::new(checkpoint.tokenizer()?);
+    progress.stage("checkpoint", 1, 1);
+    let mut info = ModelInfo {
+        architecture: checkpoint.config.architecture.name().to_owned(),
+        max_model_len: 0,
+        vocab_size: checkpoint.config.vocab_size,
+        eos_token_ids: checkpoint.config.eos_token_ids.clone(),
+        chat_template: config.chat_template.clone().or_else(|| checkpoint.chat_template()),
+        special_tokens: checkpoint.special_tokens(),
+        device: String::new(),
+        kv_blocks: 0,
+        block_size: config.cache.block_size,
+        generation_defaults: checkpoint.generation_defaults(),
+    };
+    let model = checkpoint.config.clone();
+    let built = match config.device {
+        Device::Reference => build(ReferenceBackend::new(), &config, checkpoint, progress)?,
+        Device::Auto | Device::Cpu => {
+            build(cpu(&config, &checkpoint)?, &config, checkpoint, progress)?
+        }
+        Device::Cuda => return Err(Error::invalid("device cuda is not supported yet; use cpu")),
+    };
+    info.max_model_len = built.max_model_len;
+    info.kv_blocks = built.blocks;
+    info.device = built.device;
+    let name = config.served_model_name.unwrap_or_else(|| config.model.display().to_string());
+    let metrics = Arc::new(Metrics::new(&name, config.lora.max_host_adapters));
+    let blocks =
+        BlockManager::new(built.blocks, config.cache.block_size, config.cache.prefix_caching);
+    let engine = EngineHandle::start(
+        built.runner,
+        tokenizer.clone(),
+        EngineOptions {
+            scheduler: config.scheduler,
+            max_model_len: built.max_model_len,
+            blocks,
+            end_tokens: info.eos_token_ids.as_slice().into(),
+            seed: config.seed,
+            metrics: metrics.clone(),
+        },
+    )?;
+    let adapters = Arc::new(AdapterManager::new(config.lora, model, built.packer));
+    Ok(Llm { engine, adapters, tokenizer, info, metrics })
+}
+
+/// What depends on the backend's type before it is hidden behind [`Runner`].
+struct Built {
+    runner: Box<dyn Runner>,
+    packer: Arc<dyn AdapterPacker>,
+    max_model_len: usize,
+    blocks: usize,
+    device: String,
+}
+
+fn build<B: Backend>(
+    mut backend: B,
+    config: &EngineConfig,
+    mut checkpoint: Checkpoint,
+    progress: &dyn Progress,
+) -> Result<Built> {
+    let model = checkpoint.config.clone();
+    let device = backend.device().clone();
+    let mut kv = KvShape {
+        layers: model.layers,
+        blocks: 0,
+        block_size: config.cache.block_size,
+        kv_heads: model.kv_heads,
+        head_dim: model.head_dim,
+    };
+    let wanted = config.max_model_len.unwrap_or(model.max_position);
+    let token_bytes = memory::token_bytes(&kv, device.dtype);
+    kv.blocks =
+        memory::kv_blocks(&config.cache, token_bytes, config.scheduler.max_num_seqs, wanted);
+    let max_model_len =
+        memory::model_len(config.max_model_len, model.max_position, kv.blocks, kv.block_size)?;
+    let layers = |done: usize, total: usize| progress.stage("weights", done as u64, total as u64);
+    let decoder = Decoder::load(&mut backend, &mut checkpoint, max_model_len, &layers)?;
+    let packer = backend.packer();
+    let rows = config.scheduler.max_num_batched_tokens;
+    let runner = ModelRunner::new(backend, decoder, kv, rows)?;
+    Ok(Built {
+        runner: Box::new(runner),
+        packer,
+        max_model_len,
+        blocks: kv.blocks,
+        device: device.name,
+    })
+}
+
+fn cpu(config: &EngineConfig, checkpoint: &Checkpoint) -> Result<ReferenceBackend> {
+    let _ = (config, checkpoint, DType::F32);
+    Ok(ReferenceBackend::new())
+}
+
+fn check(config: &EngineConfig) -> Result<()> {
+    let bounds = [
+        ("max-num-seqs", config.scheduler.max_num_seqs, 1, 65_536),
+        ("max-num-batched-tokens", config.scheduler.max_num_batched_tokens, 1, 1 << 20),
+        ("block-size", config.cache.block_size, 1, 1024),
+        ("max-lora-rank", config.lora.max_rank, 1, 4096),
+    ];
+    for (name, value, least, most) in bounds {
+        if !(least..=most).contains(&value) {
+            return Err(Error::invalid(format!(
+                "{name} is {value}, it must be from {least} to {most}"
+            )));
+        }
+    }
+    let (seqs, rows) = (config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens);
+    if rows < seqs {
+        return Err(Error::invalid(format!(
+            "max-num-batched-tokens {rows} is less than max-num-seqs {seqs}: every running sequence needs a row"
+        )));
+    }
+    Ok(())
+}

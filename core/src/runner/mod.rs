@@ -1,0 +1,32 @@
+//! From a step's plan to its tokens: rows, the model, the draws.
+//!
+//! What this module must never do: decide what runs, or look at a request's text.
+
+mod batch;
+mod model_runner;
+
+use std::fmt::Debug;
+
+use loraplex_kernels::{OpCounters, StepOutput};
+
+use crate::error::Result;
+use crate::scheduler::{Sequences, StepPlan};
+
+pub use model_runner::ModelRunner;
+
+/// Runs steps. Submission and collection are apart, so that a device may still be busy with one step when the next is
+/// planned; collection is in the order of submission.
+pub trait Runner: Debug + Send {
+    /// Starts a step.
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()>;
+
+    /// Waits for the oldest step under way. `out` then holds one entry a sample: for each chunk of the plan its scores
+    /// in order of position, then its draw.
+    fn collect(&mut self, out: &mut StepOutput) -> Result<()>;
+
+    /// Operations issued so far.
+    fn counters(&self) -> OpCounters;
+
+    /// Frees what the device holds of adapters that nobody else holds.
+    fn release_unused_adapters(&mut self);
+}

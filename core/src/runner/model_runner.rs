@@ -1,0 +1,115 @@
+//! The runner over a real backend: the model's weights, its cache, and the adapters that are resident.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use loraplex_kernels::{Backend, KvShape, LoraSegment, OpCounters, StepMode, StepOutput};
+
+use super::Runner;
+use super::batch::{InputBatch, sample_rows};
+use crate::adapter::Adapter;
+use crate::error::Result;
+use crate::model::{Decoder, Workspace};
+use crate::scheduler::{Sequences, StepPlan};
+
+/// A decoder on a backend.
+#[derive(Debug)]
+pub struct ModelRunner<B: Backend> {
+    backend: B,
+    model: Decoder<B>,
+    workspace: Workspace<B>,
+    block_size: usize,
+    batch: InputBatch,
+    residents: HashMap<u64, Resident<B>>,
+    in_flight: VecDeque<B::Ticket>,
+}
+
+/// An adapter on the device. It does not keep the generation alive: that is what sequences and the registry do.
+#[derive(Debug)]
+struct Resident<B: Backend> {
+    adapter: Weak<Adapter>,
+    weights: B::Adapter,
+}
+
+impl<B: Backend> ModelRunner<B> {
+    /// Room for steps of `max_rows` rows over a cache of shape `kv`.
+    pub fn new(mut backend: B, model: Decoder<B>, kv: KvShape, max_rows: usize) -> Result<Self> {
+        let workspace = Workspace::new(&mut backend, model.config(), kv, max_rows)?;
+        Ok(Self {
+            backend,
+            model,
+            workspace,
+            block_size: kv.block_size,
+            batch: InputBatch::default(),
+            residents: HashMap::new(),
+            in_flight: VecDeque::new(),
+        })
+    }
+
+    fn make_resident(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+        for chunk in &plan.chunks {
+            let Some(adapter) = &sequences.get(chunk.slot).adapter else { continue };
+            if !self.residents.contains_key(&adapter.generation) {
+                let weights = self.backend.upload_adapter(&adapter.packed)?;
+                let resident = Resident { adapter: Arc::downgrade(adapter), weights };
+                self.residents.insert(adapter.generation, resident);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One segment for each run of chunks with the same adapter.
+fn segments<'a, B: Backend>(
+    plan: &StepPlan,
+    sequences: &Sequences,
+    residents: &'a HashMap<u64, Resident<B>>,
+) -> Vec<LoraSegment<'a, B::Adapter>> {
+    let mut segments: Vec<LoraSegment<'a, B::Adapter>> = Vec::new();
+    let (mut row, mut open) = (0, None);
+    for chunk in &plan.chunks {
+        let generation = sequences.get(chunk.slot).generation();
+        match (generation, segments.last_mut()) {
+            (Some(_), Some(last)) if open == generation => last.rows += chunk.rows as u32,
+            (Some(generation), _) => segments.push(LoraSegment {
+                adapter: &residents[&generation].weights,
+                first_row: row,
+                rows: chunk.rows as u32,
+            }),
+            (None, _) => {}
+        }
+        open = generation;
+        row += chunk.rows as u32;
+    }
+    segments
+}
+
+impl<B: Backend> Runner for ModelRunner<B> {
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+        self.make_resident(plan, sequences)?;
+        self.batch.fill(plan, sequences, self.block_size);
+        let segments = segments(plan, sequences, &self.residents);
+        let step = self.batch.step::<B>(&segments);
+        if self.backend.begin_step(&step)? == StepMode::Issue {
+            self.model.forward(&mut self.backend, &mut self.workspace)?;
+        }
+        let samples = sample_rows(plan, sequences);
+        self.backend.sample(self.model.head(), self.workspace.normed(), &samples)?;
+        let ticket = self.backend.end_step()?;
+        self.in_flight.push_back(ticket);
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut StepOutput) -> Result<()> {
+        let ticket = self.in_flight.pop_front().expect("collect follows submit");
+        Ok(self.backend.wait(ticket, out)?)
+    }
+
+    fn counters(&self) -> OpCounters {
+        self.backend.counters()
+    }
+
+    fn release_unused_adapters(&mut self) {
+        self.residents.retain(|_, resident| resident.adapter.strong_count() > 0);
+    }
+}

@@ -1,0 +1,58 @@
+//! What one step runs: the scheduler's decision as data.
+
+use std::ops::Range;
+
+/// Place of a sequence in the scheduler's table. Stays the same from admission to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Slot(pub usize);
+
+/// Neighbouring tokens of one sequence that a step computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Whose.
+    pub slot: Slot,
+    /// Position of the first token.
+    pub first: usize,
+    /// Number of tokens.
+    pub rows: usize,
+    /// Whether the last row draws the next token.
+    pub draws: bool,
+    /// Prompt positions whose log-probability is reported; the row before each one predicts it.
+    pub scores: Range<usize>,
+}
+
+impl Chunk {
+    /// Rows whose logits are wanted.
+    pub fn samples(&self) -> usize {
+        self.scores.len() + usize::from(self.draws)
+    }
+}
+
+/// One step. Chunks of one adapter are neighbours.
+#[derive(Debug, Default)]
+pub struct StepPlan {
+    /// In the order of their rows.
+    pub chunks: Vec<Chunk>,
+    /// Sequences admitted in this step.
+    pub admitted: Vec<Slot>,
+    /// How many sequences gave their blocks back to let others go on.
+    pub preempted: usize,
+}
+
+impl StepPlan {
+    /// Rows of the step.
+    pub fn rows(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.rows).sum()
+    }
+
+    /// Whether there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.chunks.clear();
+        self.admitted.clear();
+        self.preempted = 0;
+    }
+}

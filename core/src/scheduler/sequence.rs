@@ -1,0 +1,127 @@
+//! One request inside the engine: its tokens, its blocks, and how far it has come.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::adapter::Adapter;
+use crate::kv_cache::{BlockTable, PrefixKey};
+use crate::request::{FinishReason, GenerateRequest, SamplingParams, StopReason};
+
+/// Names a sequence for as long as the engine runs; rising with arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SeqId(pub u64);
+
+/// Waiting or running work. It owns its blocks and keeps its adapter's generation alive.
+#[derive(Debug)]
+pub struct Sequence {
+    /// Its name.
+    pub id: SeqId,
+    /// When the engine took it.
+    pub arrival: Instant,
+    /// Lower runs earlier.
+    pub priority: i32,
+    /// Prompt, then output.
+    pub tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_len: usize,
+    /// Leading tokens whose keys and values lie in its blocks.
+    pub computed: usize,
+    /// Leading prompt tokens whose log-probability has been reported.
+    pub scored: usize,
+    /// Its share of the cache.
+    pub table: BlockTable,
+    /// Under which its blocks are shared.
+    pub key: PrefixKey,
+    /// The generation that its tokens come from; `None` is the base.
+    pub adapter: Option<Arc<Adapter>>,
+    /// How to draw.
+    pub params: SamplingParams,
+    /// Seeds its draws.
+    pub seed: u64,
+    /// Reported at each prompt position, if asked for.
+    pub prompt_logprobs: Option<u32>,
+    /// End tokens that stop it without a reason of the request's own; empty with `ignore_eos`.
+    pub end_tokens: Arc<[u32]>,
+    /// Tokens that cannot be drawn before `min_tokens`.
+    pub banned: Vec<u32>,
+    /// Prompt tokens found in the cache at the first admission.
+    pub cached_tokens: usize,
+    /// How often it has given its blocks back before its end.
+    pub preemptions: u32,
+}
+
+/// Why and by which stop a sequence ended.
+pub type Ending = (FinishReason, Option<StopReason>);
+
+impl Sequence {
+    /// A sequence for `request`. `seed` is used where the request brings none.
+    pub fn new(
+        id: SeqId,
+        arrival: Instant,
+        request: GenerateRequest,
+        end_tokens: &Arc<[u32]>,
+        seed: u64,
+    ) -> Self {
+        let params = request.params;
+        let end_tokens =
+            if params.ignore_eos { Arc::from([].as_slice()) } else { end_tokens.clone() };
+        let banned = if params.min_tokens == 0 {
+            Vec::new()
+        } else {
+            end_tokens.iter().chain(&params.stop_token_ids).copied().collect()
+        };
+        let generation = request.adapter.as_ref().map(|adapter| adapter.generation);
+        let prompt_len = request.prompt.len();
+        let mut tokens = request.prompt;
+        tokens.reserve_exact(params.max_tokens as usize);
+        Self {
+            id,
+            arrival,
+            priority: request.priority,
+            tokens,
+            prompt_len,
+            computed: 0,
+            // Nothing predicts the first token.
+            scored: 1,
+            table: BlockTable::default(),
+            key: PrefixKey::new(generation, request.cache_salt.as_deref()),
+            adapter: request.adapter,
+            seed: params.seed.unwrap_or(seed),
+            params,
+            prompt_logprobs: request.prompt_logprobs,
+            end_tokens,
+            banned,
+            cached_tokens: 0,
+            preemptions: 0,
+        }
+    }
+
+    /// Tokens drawn so far.
+    pub fn output(&self) -> &[u32] {
+        &self.tokens[self.prompt_len..]
+    }
+
+    /// Tokens whose keys and values are still to be computed; at least one while it lives.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// The adapter's generation; `None` is the base.
+    pub fn generation(&self) -> Option<u64> {
+        self.adapter.as_ref().map(|adapter| adapter.generation)
+    }
+
+    /// Whether its last token ends it.
+    pub fn ending(&self, max_model_len: usize) -> Option<Ending> {
+        let &last = self.output().last()?;
+        if self.end_tokens.contains(&last) {
+            return Some((FinishReason::Stop, None));
+        }
+        if self.params.stop_token_ids.contains(&last) {
+            return Some((FinishReason::Stop, Some(StopReason::Token(last))));
+        }
+        let full = self.output().len() >= self.params.max_tokens as usize
+            || self.tokens.len() >= max_model_len;
+        full.then_some((FinishReason::Length, None))
+    }
+}

@@ -1,0 +1,1 @@
+//! Scenarios: what each step runs, written as a trace.
