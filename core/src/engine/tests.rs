@@ -1,1 +1,138 @@
-//! Whole steps with a scripted runner.
+//! Whole steps with a scripted runner: what streams see, and that nothing is left behind.
+
+use std::sync::Arc;
+
+use loraplex_kernels::{OpCounters, StepOutput};
+use tokio::runtime::Builder;
+
+use super::*;
+use crate::config::SchedulerConfig;
+use crate::error::Result;
+use crate::request::{GenerateRequest, SamplingParams, TextOptions};
+use crate::scheduler::Sequences;
+use crate::tokenizer::Tokenizer;
+
+/// Draws the token after the last one; fails when it meets the token 99.
+#[derive(Debug, Default)]
+struct Counting {
+    drawn: Vec<u32>,
+}
+
+impl Runner for Counting {
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+        self.drawn.clear();
+        for chunk in plan.chunks.iter().filter(|chunk| chunk.draws) {
+            let last = *sequences.get(chunk.slot).tokens.last().expect("prompts are not empty");
+            if last == 99 {
+                return Err(Error::internal("the script says so"));
+            }
+            self.drawn.push(last + 1);
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut StepOutput) -> Result<()> {
+        out.clear();
+        out.tokens.extend(&self.drawn);
+        out.logprobs.resize(self.drawn.len(), f32::NAN);
+        out.ranks.resize(self.drawn.len(), 0);
+        out.top_ends.resize(self.drawn.len(), 0);
+        Ok(())
+    }
+
+    fn counters(&self) -> OpCounters {
+        OpCounters::default()
+    }
+
+    fn release_unused_adapters(&mut self) {}
+}
+
+fn engine(max_waiting: usize) -> EngineHandle {
+    let scheduler = SchedulerConfig { max_num_seqs: 2, max_num_batched_tokens: 8, max_waiting };
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/smollm2/tokenizer");
+    let tokenizer = Arc::new(Tokenizer::from_folder(folder.as_ref()).unwrap());
+    let options = EngineOptions {
+        scheduler,
+        max_model_len: 64,
+        blocks: BlockManager::new(16, 4, true),
+        end_tokens: [2].into(),
+        seed: 0,
+        metrics: Arc::new(Metrics::new("test", 1)),
+    };
+    EngineHandle::start(Box::new(Counting::default()), tokenizer, options).unwrap()
+}
+
+fn request(first: u32, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        id: "test".into(),
+        prompt: vec![first],
+        adapter: None,
+        params: SamplingParams { max_tokens, ..SamplingParams::default() },
+        text: TextOptions::default(),
+        cache_salt: None,
+        priority: 0,
+        prompt_logprobs: None,
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+#[test]
+fn tokens_come_in_order_and_end() {
+    let engine = engine(8);
+    let output = wait(engine.submit(request(20, 5)).unwrap().collect()).unwrap();
+    let ids: Vec<u32> = output.tokens.iter().map(|token| token.id).collect();
+    assert_eq!(ids, [21, 22, 23, 24, 25]);
+    assert_eq!(output.finish.unwrap().reason, FinishReason::Length);
+    assert_eq!(engine.open_requests(), 0);
+}
+
+#[test]
+fn a_failed_step_fails_its_sequences_and_the_engine_goes_on() {
+    let engine = engine(8);
+    let error = wait(engine.submit(request(99, 5)).unwrap().collect()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert!(wait(engine.submit(request(20, 2)).unwrap().collect()).is_ok());
+}
+
+#[test]
+fn a_full_queue_refuses() {
+    let engine = engine(0);
+    let open: Vec<_> = (0..2).map(|_| engine.submit(request(20, 63)).unwrap()).collect();
+    let refused = engine.submit(request(20, 1)).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Exhausted);
+    assert!(refused.retry_after.is_some());
+    drop(open);
+    assert!(engine.submit(request(20, 1)).is_ok());
+}
+
+#[test]
+fn stopping_finishes_what_runs_and_refuses_the_rest() {
+    let engine = engine(8);
+    let running = engine.submit(request(20, 9)).unwrap();
+    engine.stop(true);
+    let late = engine.submit(request(20, 1));
+    assert_eq!(wait(running.collect()).unwrap().tokens.len(), 9);
+    let late = late.and_then(|stream| wait(stream.collect()));
+    assert_eq!(late.unwrap_err().kind, ErrorKind::Unavailable);
+    engine.join();
+    assert!(!engine.is_alive());
+    assert_eq!(engine.submit(request(20, 1)).unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+#[test]
+fn requests_outside_the_bounds_are_refused_before_the_queue() {
+    let engine = engine(8);
+    for (bad, param) in [
+        (request(1 << 20, 1), "prompt"),
+        (request(20, 0), "max_tokens"),
+        (request(20, 64), "max_tokens"),
+        (GenerateRequest { prompt: Vec::new(), ..request(20, 1) }, "prompt"),
+    ] {
+        let error = engine.submit(bad).unwrap_err();
+        assert_eq!((error.kind, error.param), (ErrorKind::InvalidRequest, Some(param)));
+    }
+    assert_eq!(engine.open_requests(), 0);
+}
