@@ -8,6 +8,8 @@ mod candidates;
 mod penalties;
 mod random;
 mod softmax;
+#[cfg(test)]
+mod tests;
 
 use crate::args::{SampleRow, SampleTask, SamplingParams};
 
