@@ -301,6 +301,13 @@ fn a_draw_depends_on_its_own_row_and_number_alone() {
 }
 
 #[test]
+fn the_smallest_number_does_not_draw_what_has_no_weight() {
+    let weights = [(4, 0.0), (5, 0.5), (6, 0.0)];
+    assert_eq!(pick(weights.into_iter(), 0.0), 5);
+    assert_eq!(pick(weights.into_iter(), 0.5), 5);
+}
+
+#[test]
 fn scratch_stops_growing() {
     let mut scratch = SamplingScratch::default();
     let run = |scratch: &mut SamplingScratch| {
