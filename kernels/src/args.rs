@@ -4,6 +4,7 @@
 //! one adapter are neighbours too, so that a LoRA segment is a range.
 
 use crate::backend::Backend;
+use crate::sampling::Sampled;
 
 /// The token of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,6 +252,15 @@ impl StepOutput {
     pub fn top_of(&self, index: usize) -> &[(u32, f32)] {
         let start = if index == 0 { 0 } else { self.top_ends[index - 1] as usize };
         &self.top[start..self.top_ends[index] as usize]
+    }
+
+    /// Appends one sample row.
+    pub fn push(&mut self, sampled: Sampled, top: &[(u32, f32)]) {
+        self.tokens.push(sampled.token);
+        self.logprobs.push(sampled.logprob);
+        self.ranks.push(sampled.rank);
+        self.top.extend_from_slice(top);
+        self.top_ends.push(self.top.len() as u32);
     }
 
     /// Empties it, keeping the memory.

@@ -261,6 +261,22 @@ impl AlignedBytes {
         Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
     }
 
+    /// The values one after the other, in the machine's byte order.
+    pub fn from_f32s(values: &[f32]) -> Self {
+        let mut bytes = Self::zeroed(size_of_val(values));
+        let words = bytes.lines.iter_mut().flat_map(|line| line.0.as_chunks_mut().0);
+        for (word, value) in words.zip(values) {
+            *word = value.to_ne_bytes();
+        }
+        bytes
+    }
+
+    /// The values of [`AlignedBytes::from_f32s`].
+    pub fn to_f32s(&self) -> Vec<f32> {
+        let words = self.lines.iter().flat_map(|line| line.0.as_chunks().0);
+        words.take(self.len / size_of::<f32>()).map(|&word| f32::from_ne_bytes(word)).collect()
+    }
+
     /// Bytes held.
     pub fn len(&self) -> usize {
         self.len
