@@ -55,8 +55,10 @@ impl CpuBackend {
             step.sequences.iter().map(|s| (s.rows as usize).div_ceil(cut.rows)).sum::<usize>();
         let out_stride = op.out.stride;
         let out = SharedMut::new(op.out.row_mut(0));
-        let (q, kv) =
-            (SharedMut::new(op.q.row(0).cast_mut()), SharedMut::new(op.kv.layer(op.layer).cast_mut()));
+        let (q, kv) = (
+            SharedMut::new(op.q.row(0).cast_mut()),
+            SharedMut::new(op.kv.layer(op.layer).cast_mut()),
+        );
         let per_tile = op.shape.kv_heads * head_cuts;
         self.pool.run(tiles * per_tile, |task, worker| {
             let Some(tile) = row_tile(&step.sequences, cut.rows, task / per_tile) else { return };

@@ -312,11 +312,12 @@ impl Attend<'_> {
                 c_stride: g.v_width,
                 accumulate: true,
             };
-            let column = |v: *const O::W, vector: usize| v.wrapping_add(vector * O::S::LANES * O::PAIR);
+            let column =
+                |v: *const O::W, vector: usize| v.wrapping_add(vector * O::S::LANES * O::PAIR);
             // SAFETY: the block holds the keys' values; the scratch a copy of the last pair.
             unsafe {
                 product.run(self.pairs(), vectors, |vector| column(v, vector));
-                if keys % O::PAIR > 0 {
+                if !keys.is_multiple_of(O::PAIR) {
                     // The other half of the pair belongs to nobody, and zero times anything but a number is not zero.
                     let last = v.add(whole * g.v_width * O::PAIR);
                     for i in 0..g.v_width {

@@ -164,10 +164,6 @@ impl Arch {
         self.layout
     }
 
-    pub(crate) fn isa(&self) -> Isa {
-        self.isa
-    }
-
     /// Runs vector code.
     ///
     /// # Safety

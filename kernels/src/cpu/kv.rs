@@ -90,7 +90,10 @@ impl Geometry {
 
 impl CpuKvCache {
     pub(crate) fn new(shape: KvShape, layout: Layout) -> Result<Self> {
-        if shape.block_size == 0 || shape.head_dim == 0 || shape.head_dim % layout.pair != 0 {
+        if shape.block_size == 0
+            || shape.head_dim == 0
+            || !shape.head_dim.is_multiple_of(layout.pair)
+        {
             return Err(KernelError::Unsupported(format!("a KV cache of {shape:?}")));
         }
         let geometry = Geometry::new(shape, layout);

@@ -52,10 +52,7 @@ impl Grid {
     /// Rows and units of a task. Tasks with the same units follow each other, so that their weights are at hand.
     pub(crate) fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
         let (column, row) = (task / self.row_blocks, task % self.row_blocks);
-        (
-            part_of(self.rows, self.row_blocks, row),
-            part_of(self.units, self.column_tasks, column),
-        )
+        (part_of(self.rows, self.row_blocks, row), part_of(self.units, self.column_tasks, column))
     }
 
     /// Rows and units that a task has at most.
@@ -184,9 +181,7 @@ impl CpuBackend {
                 up: c.wrapping_add(up_column + up.start % width),
                 c_stride,
                 bias: bias.map(|bias| [&bias[columns.clone()], &bias[up.clone()]]),
-                out: out
-                    .get()
-                    .wrapping_add((rows.start * stride + columns.start) * layout.x_size),
+                out: out.get().wrapping_add((rows.start * stride + columns.start) * layout.x_size),
                 out_stride: stride,
             };
             // SAFETY: rows and panels lie within the operands; rows and columns of `out` are this task's alone.

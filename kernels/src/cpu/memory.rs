@@ -104,18 +104,6 @@ impl Memory {
         self.start.cast()
     }
 
-    /// The region as f32.
-    pub(crate) fn as_f32(&self) -> &[f32] {
-        // SAFETY: mapped, aligned, and every pattern of bits is an f32; writers hold the region exclusively.
-        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len / 4) }
-    }
-
-    /// The region as f32, for writing.
-    pub(crate) fn as_f32_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and `self` is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len / 4) }
-    }
-
     /// Bytes.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -163,7 +163,7 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use dot::{Dot, DotHalf};
+pub(crate) use dot::Dot;
 
 #[cfg(target_arch = "x86_64")]
 mod dot {

@@ -131,7 +131,9 @@ impl Product<'_> {
         let rows = self.rows.start.max(expand.rows.start)..self.rows.end.min(expand.rows.end);
         let strip_columns = strip.panel * width..(strip.panel + strip.panels) * width;
         let start = expand.columns.start;
-        if rows.is_empty() || start >= strip_columns.end || expand.columns.end <= strip_columns.start
+        if rows.is_empty()
+            || start >= strip_columns.end
+            || expand.columns.end <= strip_columns.start
         {
             return;
         }
@@ -212,9 +214,7 @@ impl<X> TileRows<X> {
             for tile in 0..row_tiles {
                 let rows = part_of(self.rows, row_tiles, tile);
                 let tile = Tile {
-                    x: self
-                        .x
-                        .wrapping_add(rows.start * self.x_stride + self.steps.start * O::PAIR),
+                    x: self.x.wrapping_add(rows.start * self.x_stride + self.steps.start * O::PAIR),
                     x_stride: self.x_stride,
                     w,
                     w_stride,

@@ -96,8 +96,7 @@ impl CpuBackend {
             // SAFETY: the row is one of `x`, and both rows have this many operands.
             unsafe { from.copy_to_nonoverlapping(to, head.inputs * layout.x_size) };
         }
-        let grid =
-            Grid::new((layout, self.pool.threads()), rows.len(), (head.panels(), 1));
+        let grid = Grid::new((layout, self.pool.threads()), rows.len(), (head.panels(), 1));
         let c_stride = (head.panels() + 2) * layout.panel();
         let logits = SharedMut::new(logits.as_mut_ptr::<f32>());
         let (arch, gathered) = (&self.arch, &*gathered);

@@ -32,12 +32,18 @@ pub(crate) struct Tile<O: Operands> {
     pub(crate) accumulate: bool,
 }
 
+/// Whether accumulators, and one row of weights and activations beside them, have registers.
+#[inline(always)]
+const fn fits(tile: usize, rows: usize, vectors: usize) -> bool {
+    rows * vectors <= tile && (rows + 1) * vectors < tile + 8
+}
+
 /// How many vectors to take at once for `rows` rows, of `left` vectors: few enough that the tile has registers, and a
 /// number that [`run`] knows.
 #[inline(always)]
 pub(crate) fn vectors_at_once(tile: usize, rows: usize, left: usize) -> usize {
-    let most = (tile / rows).min(left);
-    [8, 6, 4, 3, 2].into_iter().find(|&n| n <= most).unwrap_or(1)
+    let usable = |&n: &usize| n <= left && fits(tile, rows, n);
+    [8, 6, 4, 3, 2].into_iter().find(usable).unwrap_or(1)
 }
 
 /// Runs a tile of `rows * vectors` accumulators, at most `TILE` of `O`'s vectors.
@@ -88,7 +94,7 @@ unsafe fn by_rows<O: Operands, const P: usize>(t: &Tile<O>, rows: usize) {
 /// As for [`run`].
 #[inline(always)]
 unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
-    if R * P > O::S::TILE {
+    if !fits(O::S::TILE, R, P) {
         unreachable!("{R} rows of {P} vectors do not fit the registers");
     }
     // SAFETY: the caller's promise; loops stay within R rows, P vectors and `steps`.
@@ -104,8 +110,8 @@ unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
         for step in 0..t.steps {
             let w_at = step * t.w_stride;
             let mut w = [O::weights(t.w[0].add(w_at)); P];
-            for p in 1..P {
-                w[p] = O::weights(t.w[p].add(w_at));
+            for (w, start) in w.iter_mut().zip(t.w).skip(1) {
+                *w = O::weights(start.add(w_at));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = O::broadcast(t.x.add(r * t.x_stride + step * O::PAIR));

@@ -116,11 +116,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
-    }
-
-    #[inline(always)]
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
         run_tile(t, rows, vectors);
     }

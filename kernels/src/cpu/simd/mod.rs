@@ -54,8 +54,6 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn largest(v: Self::F) -> f32;
     /// [`tile::run`](super::tile::run) as a function compiled for these instructions.
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize);
-    /// Asks for the cache line at `p`, which may be any address.
-    unsafe fn prefetch(p: *const u8);
 }
 
 /// `eˣ`, within 2 units in the last place; 0 below -87.3, where the result would not be normal, and `eˣ` of 88 above

@@ -119,9 +119,6 @@ impl Simd for Portable {
         v.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    #[inline(always)]
-    unsafe fn prefetch(_p: *const u8) {}
-
     #[inline(never)]
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
         // SAFETY: the caller's promise.
