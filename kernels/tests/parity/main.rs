@@ -35,8 +35,10 @@ struct Subject {
     tolerance: f64,
     /// Whether a row's results promise not to depend on its neighbours, by a bit.
     bit_identical: bool,
-    run: Box<dyn Fn(&Job<'_>) -> (Outputs, OpCounters)>,
+    run: Box<Run>,
 }
+
+type Run = dyn Fn(&Job<'_>) -> (Outputs, OpCounters);
 
 /// Every backend of this crate that this machine can run. A new one is a line here.
 fn backends() -> Vec<Subject> {
