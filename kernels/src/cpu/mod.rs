@@ -1,1 +1,46 @@
 //! The operations in SIMD on a thread pool.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `backend` | [`CpuBackend`]: what it owns, and the trait |
+//! | `linear`, `attend`, `sample` | the operations: how each is cut into tasks |
+//! | `step`, `lora` | a step's metadata; its adapters' shrinks and expands |
+//! | `product`, `attention` | the two large kernels, over register tiles (`tile`) |
+//! | `heads`, `pointwise` | what follows a product, while it is in the cache |
+//! | `pack`, `adapter`, `kv`, `buffer` | layouts of weights, adapters, cache and activations |
+//! | `isa`, `operands`, `simd` | instruction sets and element types; the door to vector code |
+//! | `pool`, `memory`, `shared` | threads, huge pages, addresses that tasks share |
+//!
+//! Invariant: the order in which an output element is summed depends on shapes alone, not on rows, chunks, threads or
+//! neighbours, so a token is bit-identical alone and in any batch.
+//!
+//! What it must never do: allocate in a step once it has seen its largest one, or wait for anything but its own threads.
+
+mod adapter;
+mod attend;
+mod attention;
+mod backend;
+mod buffer;
+mod heads;
+mod isa;
+mod kv;
+mod linear;
+mod lora;
+mod memory;
+mod operands;
+mod pack;
+mod pointwise;
+mod pool;
+mod product;
+mod sample;
+mod shared;
+mod simd;
+mod step;
+mod tile;
+
+pub use adapter::CpuAdapter;
+pub use backend::{CpuBackend, CpuOptions, CpuTicket, CpuVector};
+pub use buffer::CpuBuffer;
+pub use isa::Isa;
+pub use kv::CpuKvCache;
+pub use pack::CpuLinear;

@@ -1,0 +1,409 @@
+//! Paged causal attention with an online softmax.
+//!
+//! A task is some rows of a sequence with all q heads of one kv head, so that they share what they read of the cache.
+//! Keys are taken in chunks that start at multiples of the chunk's length, from position 0 (or the window's start) up,
+//! and what a row does with a chunk does not depend on the other rows: a chunk that a row sees nothing of leaves its
+//! sums as they are.
+
+use super::isa::{Layout, Task};
+use super::kv::Geometry;
+use super::operands::Operands;
+use super::simd::{Simd, exp};
+use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
+
+/// Keys of a chunk, where blocks are no longer: enough that what is done once a chunk does not show.
+const CHUNK: usize = 64;
+/// Pairs of row and q head in a task.
+const MAX_ROWS: usize = 12;
+/// Below every score, and finite, so that the difference of two maxima is a number.
+const LEAST: f32 = -1e30;
+
+/// How many q heads of a kv head go into one task, and how many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) heads: usize,
+    pub(crate) rows: usize,
+}
+
+impl Cut {
+    /// For `group` q heads a kv head.
+    pub(crate) fn of(group: usize) -> Self {
+        let heads = group.div_ceil(group.div_ceil(MAX_ROWS));
+        Self { heads, rows: (MAX_ROWS / heads).max(1) }
+    }
+}
+
+/// Attention of some rows with some q heads of one kv head.
+#[derive(Debug)]
+pub(crate) struct Attend<'a> {
+    pub(crate) geometry: Geometry,
+    /// The layer's cache; elements of `W`.
+    pub(crate) kv: *const u8,
+    pub(crate) kv_head: usize,
+    /// The sequence's blocks.
+    pub(crate) blocks: &'a [u32],
+    /// First of the rows and heads; elements of `X`.
+    pub(crate) q: *const u8,
+    pub(crate) q_stride: usize,
+    /// As `q`.
+    pub(crate) out: *mut u8,
+    pub(crate) out_stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) heads: usize,
+    /// Position of the first row.
+    pub(crate) position: usize,
+    pub(crate) scale: f32,
+    pub(crate) window: Option<u32>,
+    /// [`scratch_bytes`] of them, aligned to a cache line.
+    pub(crate) scratch: *mut u8,
+}
+
+/// Blocks of a chunk.
+fn chunk_blocks(geometry: &Geometry) -> usize {
+    (CHUNK / (geometry.groups * geometry.lanes)).max(1)
+}
+
+/// Bytes of scratch that a task needs.
+pub(crate) fn scratch_bytes(geometry: &Geometry, layout: Layout) -> usize {
+    let lanes = chunk_blocks(geometry) * geometry.groups * geometry.lanes;
+    let q = geometry.steps * geometry.pair * layout.x_size;
+    let row = q + lanes * (4 + layout.x_size) + geometry.v_width * 4 + layout.lanes * 4 + 4;
+    MAX_ROWS * row + geometry.v_width * geometry.pair * layout.w_size + 8 * 64
+}
+
+/// Parts of the scratch. `m` counts pairs of row and head.
+struct Scratch<O: Operands> {
+    /// `[m, d]`
+    q: *mut O::X,
+    /// `[m, lanes]`
+    scores: *mut f32,
+    /// `[m, lanes]`
+    weights: *mut O::X,
+    /// `[m, v_width]`
+    sums: *mut f32,
+    /// Sum of weights, `[m, LANES]`.
+    total: *mut f32,
+    /// Largest score, `[m]`.
+    largest: *mut f32,
+    /// The last values of a block that ends in the middle of a pair.
+    tail: *mut O::W,
+    /// Lanes of a chunk.
+    lanes: usize,
+}
+
+impl<O: Operands> Scratch<O> {
+    #[inline(always)]
+    fn new(mut start: *mut u8, geometry: &Geometry) -> Self {
+        let mut take = |bytes: usize| {
+            let region = start;
+            start = start.wrapping_add(bytes.next_multiple_of(64));
+            region
+        };
+        let lanes = chunk_blocks(geometry) * geometry.groups * geometry.lanes;
+        let f32s = |n: usize| MAX_ROWS * n * 4;
+        Self {
+            q: take(MAX_ROWS * geometry.steps * geometry.pair * size_of::<O::X>()).cast(),
+            scores: take(f32s(lanes)).cast(),
+            weights: take(MAX_ROWS * lanes * size_of::<O::X>()).cast(),
+            sums: take(f32s(geometry.v_width)).cast(),
+            total: take(f32s(O::S::LANES)).cast(),
+            largest: take(f32s(1)).cast(),
+            tail: take(geometry.v_width * geometry.pair * size_of::<O::W>()).cast(),
+            lanes,
+        }
+    }
+}
+
+/// The keys of a chunk that the task's last row sees.
+#[derive(Clone, Copy)]
+struct Chunk {
+    /// Position of the first key.
+    start: usize,
+    keys: usize,
+}
+
+impl Task for Attend<'_> {
+    #[inline(always)]
+    unsafe fn run<O: Operands>(&self) {
+        let scratch = Scratch::<O>::new(self.scratch, &self.geometry);
+        let span = chunk_blocks(&self.geometry) * self.geometry.block_size;
+        // SAFETY: the scratch has room for this task's rows; the rest is the caller's promise.
+        unsafe {
+            self.start::<O>(&scratch);
+            let end = self.position + self.rows;
+            for chunk in self.first_seen(self.position) / span..end.div_ceil(span) {
+                let start = chunk * span;
+                let chunk = Chunk { start, keys: span.min(end - start) };
+                self.scores::<O>(&scratch, chunk);
+                for m in 0..self.pairs() {
+                    self.soften::<O>(&scratch, chunk, m);
+                }
+                self.values::<O>(&scratch, chunk);
+            }
+            self.finish::<O>(&scratch);
+        }
+    }
+}
+
+impl Attend<'_> {
+    /// Pairs of row and head.
+    #[inline(always)]
+    fn pairs(&self) -> usize {
+        self.rows * self.heads
+    }
+
+    /// First position that a row at `position` sees.
+    #[inline(always)]
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window as usize))
+    }
+
+    /// Copies q and clears the sums.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn start<O: Operands>(&self, scratch: &Scratch<O>) {
+        let d = self.geometry.head_dim;
+        // SAFETY: q holds the rows and heads, the scratch their copies.
+        unsafe {
+            for row in 0..self.rows {
+                let q = self.q.cast::<O::X>().add(row * self.q_stride);
+                let to = scratch.q.add(row * self.heads * d);
+                std::ptr::copy_nonoverlapping(q, to, self.heads * d);
+            }
+            scratch.sums.write_bytes(0, self.pairs() * self.geometry.v_width);
+            scratch.total.write_bytes(0, self.pairs() * O::S::LANES);
+            for m in 0..self.pairs() {
+                scratch.largest.add(m).write(LEAST);
+            }
+        }
+    }
+
+    /// `q · k` of all pairs with the chunk's keys.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn scores<O: Operands>(&self, scratch: &Scratch<O>, chunk: Chunk) {
+        let g = &self.geometry;
+        let first_block = chunk.start / g.block_size;
+        let product = Pairs::<O> {
+            x: scratch.q,
+            x_stride: g.steps * O::PAIR,
+            w_stride: g.lanes * O::PAIR,
+            steps: g.steps,
+            c: scratch.scores,
+            c_stride: scratch.lanes,
+            accumulate: false,
+        };
+        let panel = |vector: usize| {
+            let block = self.blocks[first_block + vector / g.groups] as usize;
+            let at = g.k(block, self.kv_head) + vector % g.groups * g.k_panel();
+            self.kv.cast::<O::W>().wrapping_add(at)
+        };
+        // SAFETY: the sequence's blocks hold the chunk's keys.
+        unsafe { product.run(self.pairs(), self.vectors(chunk), panel) }
+    }
+
+    /// Vectors of keys that hold the chunk.
+    #[inline(always)]
+    fn vectors(&self, chunk: Chunk) -> usize {
+        let g = &self.geometry;
+        chunk.keys / g.block_size * g.groups + (chunk.keys % g.block_size).div_ceil(g.lanes)
+    }
+
+    /// Turns a pair's scores into weights, relative to the largest score so far, to which its sums are brought.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn soften<O: Operands>(&self, scratch: &Scratch<O>, chunk: Chunk, m: usize) {
+        let lanes = O::S::LANES;
+        let position = self.position + m / self.heads;
+        // SAFETY: the scratch holds a vector at each place.
+        unsafe {
+            let scores = scratch.scores.add(m * scratch.lanes);
+            let vectors = self.vectors(chunk);
+            let mut largest = O::S::splat(LEAST);
+            for vector in 0..vectors {
+                let at = scores.add(vector * lanes);
+                let score = O::S::mul(O::S::load(at), O::S::splat(self.scale));
+                let score = self.mask::<O::S>(score, position, (chunk, vector));
+                O::S::store(at, score);
+                largest = O::S::max(largest, score);
+            }
+            let before = *scratch.largest.add(m);
+            let now = before.max(O::S::largest(largest));
+            let weights = scratch.weights.add(m * scratch.lanes);
+            let mut total = O::S::splat(0.0);
+            for vector in 0..vectors {
+                let at = scores.add(vector * lanes);
+                let weight = exp::<O::S>(O::S::sub(O::S::load(at), O::S::splat(now)));
+                total = O::S::add(total, weight);
+                O::S::store(at, weight);
+            }
+            for i in 0..vectors * lanes {
+                weights.add(i).write(O::to_x(*scores.add(i)));
+            }
+            let total_at = scratch.total.add(m * lanes);
+            if now != before {
+                scratch.largest.add(m).write(now);
+                let factor = exp::<O::S>(O::S::splat(before - now));
+                O::S::store(total_at, O::S::mul(O::S::load(total_at), factor));
+                let sums = scratch.sums.add(m * self.geometry.v_width);
+                for i in (0..self.geometry.v_width).step_by(lanes) {
+                    O::S::store(sums.add(i), O::S::mul(O::S::load(sums.add(i)), factor));
+                }
+            }
+            O::S::store(total_at, O::S::add(O::S::load(total_at), total));
+        }
+    }
+
+    /// Minus infinity for the keys of a vector that a row at `position` does not see.
+    ///
+    /// # Safety
+    /// The instructions of `S` are there.
+    #[inline(always)]
+    unsafe fn mask<S: Simd>(
+        &self,
+        score: S::F,
+        position: usize,
+        (chunk, vector): (Chunk, usize),
+    ) -> S::F {
+        let g = &self.geometry;
+        let in_block = vector % g.groups * g.lanes;
+        let start = chunk.start + vector / g.groups * g.block_size + in_block;
+        // Lanes from `low` to `high` are seen.
+        let high = (position + 1).saturating_sub(start).min(g.block_size - in_block);
+        let low = self.first_seen(position).saturating_sub(start);
+        if low == 0 && high >= g.lanes {
+            return score;
+        }
+        // SAFETY: the array holds a vector.
+        unsafe {
+            let lane = S::load(LANE.as_ptr());
+            let nothing = S::splat(f32::NEG_INFINITY);
+            let score = S::select_less(lane, S::splat(high as f32), score, nothing);
+            S::select_less(lane, S::splat(low as f32), nothing, score)
+        }
+    }
+
+    /// Adds the chunk's values, weighted.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn values<O: Operands>(&self, scratch: &Scratch<O>, chunk: Chunk) {
+        let g = &self.geometry;
+        let vectors = g.v_width / O::S::LANES;
+        let first_block = chunk.start / g.block_size;
+        for index in 0..chunk.keys.div_ceil(g.block_size) {
+            let keys = g.block_size.min(chunk.keys - index * g.block_size);
+            let block = self.blocks[first_block + index] as usize;
+            let v = self.kv.cast::<O::W>().wrapping_add(g.v(block, self.kv_head));
+            let whole = keys / O::PAIR;
+            let product = Pairs::<O> {
+                x: scratch.weights.wrapping_add(index * g.groups * g.lanes),
+                x_stride: scratch.lanes,
+                w_stride: g.v_width * O::PAIR,
+                steps: whole,
+                c: scratch.sums,
+                c_stride: g.v_width,
+                accumulate: true,
+            };
+            let column =
+                |v: *const O::W, vector: usize| v.wrapping_add(vector * O::S::LANES * O::PAIR);
+            // SAFETY: the block holds the keys' values; the scratch a copy of the last pair.
+            unsafe {
+                product.run(self.pairs(), vectors, |vector| column(v, vector));
+                if !keys.is_multiple_of(O::PAIR) {
+                    // The other half of the pair belongs to nobody, and zero times anything but a number is not zero.
+                    let last = v.add(whole * g.v_width * O::PAIR);
+                    for i in 0..g.v_width {
+                        scratch.tail.add(i * O::PAIR).write(*last.add(i * O::PAIR));
+                        scratch.tail.add(i * O::PAIR + 1).write(O::to_w(0.0));
+                    }
+                    let x = product.x.add(whole * O::PAIR);
+                    Pairs::<O> { x, steps: 1, ..product }
+                        .run(self.pairs(), vectors, |vector| column(scratch.tail, vector));
+                }
+            }
+        }
+    }
+
+    /// Divides by the sums of weights.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn finish<O: Operands>(&self, scratch: &Scratch<O>) {
+        let d = self.geometry.head_dim;
+        for m in 0..self.pairs() {
+            let (row, head) = (m / self.heads, m % self.heads);
+            // SAFETY: the rows and heads of `out` are this task's.
+            unsafe {
+                let total = O::S::sum(O::S::load(scratch.total.add(m * O::S::LANES)));
+                let factor = 1.0 / total;
+                let sums = scratch.sums.add(m * self.geometry.v_width);
+                let out = self.out.cast::<O::X>().add(row * self.out_stride + head * d);
+                for i in 0..d {
+                    out.add(i).write(O::to_x(*sums.add(i) * factor));
+                }
+            }
+        }
+    }
+}
+
+/// 0, 1, 2, …
+static LANE: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
+/// A product of a task's pairs of row and head.
+struct Pairs<O: Operands> {
+    x: *const O::X,
+    x_stride: usize,
+    w_stride: usize,
+    steps: usize,
+    c: *mut f32,
+    c_stride: usize,
+    accumulate: bool,
+}
+
+impl<O: Operands> Pairs<O> {
+    /// Multiplies `rows` rows with `vectors` vectors, whose addresses `w` knows.
+    ///
+    /// # Safety
+    /// The instructions of `O` are there; the pointers hold what is read and written.
+    #[inline(always)]
+    unsafe fn run(&self, rows: usize, vectors: usize, w: impl Fn(usize) -> *const O::W) {
+        let tiles = rows.div_ceil(O::S::TILE);
+        let most = rows.div_ceil(tiles);
+        let mut vector = 0;
+        while vector < vectors {
+            let at_once = vectors_at_once(O::S::TILE, most, vectors - vector);
+            let mut pointers = [w(vector); MAX_VECTORS];
+            for (i, pointer) in pointers[..at_once].iter_mut().enumerate() {
+                *pointer = w(vector + i);
+            }
+            let mut row = 0;
+            while row < rows {
+                let count = most.min(rows - row);
+                let tile = Tile {
+                    x: self.x.wrapping_add(row * self.x_stride),
+                    x_stride: self.x_stride,
+                    w: pointers,
+                    w_stride: self.w_stride,
+                    steps: self.steps,
+                    c: self.c.wrapping_add(row * self.c_stride + vector * O::S::LANES),
+                    c_stride: self.c_stride,
+                    accumulate: self.accumulate,
+                };
+                // SAFETY: the caller's promise.
+                unsafe { O::tile(&tile, count, at_once) }
+                row += count;
+            }
+            vector += at_once;
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The operations around linear layers: how they are cut into tasks, and what each task does after its product.
+
+use std::ops::Range;
+
+use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
+use crate::backend::BufferKind;
+use crate::error::Result;
+use crate::weights::Site;
+
+use super::backend::CpuBackend;
+use super::buffer::CpuBuffer;
+use super::heads::{FinishHeads, HeadNorm};
+use super::isa::Layout;
+use super::lora::{Input, SiteShape};
+use super::pack::{CpuLinear, shape};
+use super::pointwise::{AddResidual, Gate};
+use super::product::{Product, Strip, part_of, scratch_columns};
+use super::shared::SharedMut;
+
+/// Panels that a task takes at most: as many streams of weights as one row has accumulators for.
+const PANELS: usize = 4;
+
+/// How an operation is cut: rows in blocks, columns in runs of panels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    rows: usize,
+    row_blocks: usize,
+    units: usize,
+    column_tasks: usize,
+}
+
+impl Grid {
+    /// For `rows` rows and `units` units of `unit_panels` panels each; a unit is never cut.
+    pub(crate) fn new(
+        (layout, threads): (Layout, usize),
+        rows: usize,
+        (units, unit_panels): (usize, usize),
+    ) -> Self {
+        let most = layout.tile / 2;
+        let row_tiles = rows.div_ceil(most);
+        let row_blocks = row_tiles.div_ceil(4);
+        let per_task = (PANELS / unit_panels).max(1);
+        // A multiple of the threads, so that equal tasks end at the same time.
+        let column_tasks = units.div_ceil(per_task).next_multiple_of(threads).min(units);
+        Self { rows, row_blocks, units, column_tasks }
+    }
+
+    pub(crate) fn tasks(&self) -> usize {
+        self.row_blocks * self.column_tasks
+    }
+
+    /// Rows and units of a task. Tasks with the same units follow each other, so that their weights are at hand.
+    pub(crate) fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let (column, row) = (task / self.row_blocks, task % self.row_blocks);
+        (part_of(self.rows, self.row_blocks, row), part_of(self.units, self.column_tasks, column))
+    }
+
+    /// Rows and units that a task has at most.
+    pub(crate) fn largest(&self) -> (usize, usize) {
+        (self.rows.div_ceil(self.row_blocks.max(1)), self.units.div_ceil(self.column_tasks.max(1)))
+    }
+}
+
+impl CpuBackend {
+    /// Checks a linear layer's operands, and computes the LoRA activations of its site.
+    fn begin_linear(
+        &mut self,
+        at: SiteShape<'_>,
+        weight: &CpuLinear,
+        x: &CpuBuffer,
+    ) -> Result<Input> {
+        x.check(BufferKind::Operand, self.step.rows(), weight.inputs)?;
+        let out = at.widths.iter().sum();
+        if weight.out != out {
+            return Err(shape("outputs of a weight", out, weight.out));
+        }
+        let input = Input {
+            x: SharedMut::new(x.row(0).cast_mut()),
+            stride: x.stride,
+            width: weight.inputs,
+        };
+        self.lora.shrink(at, input, (&self.arch, &mut self.pool, &mut self.counters))?;
+        Ok(input)
+    }
+
+    fn grid(&self, units: usize, unit_panels: usize) -> Grid {
+        let layout = self.arch.layout();
+        Grid::new((layout, self.pool.threads()), self.step.rows(), (units, unit_panels))
+    }
+
+    /// See [`ProjectOp`].
+    pub(crate) fn run_project(&mut self, op: ProjectOp<'_, Self>) -> Result<()> {
+        let hidden = op.residual.width;
+        op.residual.check(BufferKind::Residual, self.step.rows(), hidden)?;
+        let at = SiteShape { layer: op.layer, site: op.site, widths: &[hidden] };
+        let input = self.begin_linear(at, op.weight, op.x)?;
+        let layout = self.arch.layout();
+        let grid = self.grid(op.weight.panels(), 1);
+        let (rows, panels) = grid.largest();
+        let c_stride = scratch_columns(layout, 1, panels);
+        let scratch = self.scratch.take(self.pool.threads(), rows * c_stride * 4)?;
+        let (arch, lora) = (&self.arch, &self.lora.expands);
+        let stride = op.residual.stride;
+        let residual = SharedMut::new(op.residual.row_mut(0).cast::<f32>());
+        self.pool.run(grid.tasks(), |task, worker| {
+            let (rows, panels) = grid.task(task);
+            let column = layout.panel();
+            let strip = Strip { panel: panels.start, panels: panels.len(), column };
+            let c = scratch[worker].get().cast::<f32>();
+            let product = Product {
+                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
+                x_stride: input.stride,
+                rows: rows.clone(),
+                weight: op.weight,
+                strips: &[strip],
+                lora,
+                c,
+                c_stride,
+            };
+            let columns = panels.start * layout.panel()..hidden.min(panels.end * layout.panel());
+            let add = AddResidual {
+                rows: rows.len(),
+                columns: columns.len(),
+                c: c.wrapping_add(column),
+                c_stride,
+                bias: op.weight.bias.as_ref().map(|bias| &bias[columns.clone()]),
+                residual: residual.get().wrapping_add(rows.start * stride + columns.start),
+                stride,
+            };
+            // SAFETY: rows and panels lie within the operands; rows and columns of the residual are this task's alone.
+            unsafe {
+                arch.run(&product);
+                arch.run(&add);
+            }
+        })?;
+        self.norm_rows(op.residual, (op.norm, op.eps), op.normed)
+    }
+
+    /// See [`GatedMlpOp`].
+    pub(crate) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
+        let ffn = op.out.width;
+        op.out.check(BufferKind::Operand, self.step.rows(), ffn)?;
+        let at = SiteShape { layer: op.layer, site: Site::GateUp, widths: &[ffn, ffn] };
+        let input = self.begin_linear(at, op.weight, op.x)?;
+        let layout = self.arch.layout();
+        let width = layout.panel();
+        let grid = self.grid(ffn.div_ceil(width), 2);
+        let (rows, panels) = grid.largest();
+        // The columns of up may start in the middle of a panel, so its strip may be one panel longer.
+        let c_stride = scratch_columns(layout, 2, panels + 1);
+        let scratch = self.scratch.take(self.pool.threads(), rows * c_stride * 4)?;
+        let (arch, lora) = (&self.arch, &self.lora.expands);
+        let stride = op.out.stride;
+        let out = SharedMut::new(op.out.row_mut(0));
+        self.pool.run(grid.tasks(), |task, worker| {
+            let (rows, panels) = grid.task(task);
+            let columns = panels.start * width..ffn.min(panels.end * width);
+            let up = ffn + columns.start..ffn + columns.end;
+            let up_panels = up.start / width..up.end.div_ceil(width);
+            let up_column = width * (2 + panels.len());
+            let strips = [
+                Strip { panel: panels.start, panels: panels.len(), column: width },
+                Strip { panel: up_panels.start, panels: up_panels.len(), column: up_column },
+            ];
+            let c = scratch[worker].get().cast::<f32>();
+            let product = Product {
+                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
+                x_stride: input.stride,
+                rows: rows.clone(),
+                weight: op.weight,
+                strips: &strips,
+                lora,
+                c,
+                c_stride,
+            };
+            let bias = op.weight.bias.as_ref();
+            let gate = Gate {
+                rows: rows.len(),
+                columns: columns.len(),
+                gate: c.wrapping_add(width),
+                up: c.wrapping_add(up_column + up.start % width),
+                c_stride,
+                bias: bias.map(|bias| [&bias[columns.clone()], &bias[up.clone()]]),
+                out: out.get().wrapping_add((rows.start * stride + columns.start) * layout.x_size),
+                out_stride: stride,
+            };
+            // SAFETY: rows and panels lie within the operands; rows and columns of `out` are this task's alone.
+            unsafe {
+                arch.run(&product);
+                arch.run(&gate);
+            }
+        })
+    }
+
+    /// See [`QkvOp`].
+    pub(crate) fn run_qkv(&mut self, op: QkvOp<'_, Self>) -> Result<()> {
+        let d = op.shape.head_dim;
+        let widths = [op.shape.heads, op.shape.kv_heads, op.shape.kv_heads].map(|heads| heads * d);
+        self.check_qkv(&op)?;
+        let at = SiteShape { layer: op.layer, site: Site::Qkv, widths: &widths };
+        let input = self.begin_linear(at, op.weight, op.x)?;
+        let layout = self.arch.layout();
+        let width = layout.panel();
+        // A unit is whole heads and whole panels.
+        let unit = least_common_multiple(d, width);
+        let grid = self.grid(op.weight.out.div_ceil(unit), unit / width);
+        let (rows, units) = grid.largest();
+        let c_stride = scratch_columns(layout, 1, units * unit / width);
+        let scratch = self.scratch.take(self.pool.threads(), rows * c_stride * 4)?;
+        let (arch, lora, step) = (&self.arch, &self.lora.expands, &self.step);
+        let q_stride = op.q.stride;
+        let q = SharedMut::new(op.q.row_mut(0));
+        let geometry = op.kv.geometry;
+        let kv = SharedMut::new(op.kv.layer_mut(op.layer));
+        let norm =
+            op.norm.as_ref().map(|n| HeadNorm { q: &n.q.values, k: &n.k.values, eps: n.eps });
+        self.pool.run(grid.tasks(), |task, worker| {
+            let (rows, units) = grid.task(task);
+            let columns = units.start * unit..op.weight.out.min(units.end * unit);
+            let panels = columns.start / width..columns.end.div_ceil(width);
+            let strip = Strip { panel: panels.start, panels: panels.len(), column: width };
+            let c = scratch[worker].get().cast::<f32>();
+            let product = Product {
+                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
+                x_stride: input.stride,
+                rows: rows.clone(),
+                weight: op.weight,
+                strips: &[strip],
+                lora,
+                c,
+                c_stride,
+            };
+            let finish = FinishHeads {
+                positions: &step.positions[rows.clone()],
+                slots: &step.slots[rows.clone()],
+                heads: columns.start / d..columns.end / d,
+                q_heads: op.shape.heads,
+                kv_heads: op.shape.kv_heads,
+                c: c.wrapping_add(width),
+                c_stride,
+                bias: op.weight.bias.as_ref().map(|bias| &bias[columns.clone()]),
+                norm,
+                rope: &op.rope.values,
+                q: q.get().wrapping_add(rows.start * q_stride * layout.x_size),
+                q_stride,
+                kv: kv.get(),
+                geometry,
+            };
+            // SAFETY: rows and panels lie within the operands; `check_qkv` has seen that positions and slots lie within
+            // the tables; the heads of these rows, in `q` and in the cache, are this task's alone.
+            unsafe {
+                arch.run(&product);
+                arch.run(&finish);
+            }
+        })
+    }
+
+    fn check_qkv(&self, op: &QkvOp<'_, Self>) -> Result<()> {
+        let (shape_of, d) = (&op.kv.shape, op.shape.head_dim);
+        op.q.check(BufferKind::Operand, self.step.rows(), op.shape.heads * d)?;
+        if (shape_of.kv_heads, shape_of.head_dim) != (op.shape.kv_heads, d) {
+            let found = shape_of.kv_heads * shape_of.head_dim;
+            return Err(shape("width of the KV cache", op.shape.kv_heads * d, found));
+        }
+        if op.layer >= shape_of.layers {
+            return Err(shape("layers of the KV cache", op.layer + 1, shape_of.layers));
+        }
+        if self.step.slots_end > shape_of.blocks * shape_of.block_size {
+            let found = shape_of.blocks * shape_of.block_size;
+            return Err(shape("slots of the KV cache", self.step.slots_end, found));
+        }
+        if self.step.positions_end * d > op.rope.values.len() {
+            let found = op.rope.values.len() / d;
+            return Err(shape("positions of the rotation table", self.step.positions_end, found));
+        }
+        if let Some(norm) = &op.norm
+            && (norm.q.values.len(), norm.k.values.len()) != (d, d)
+        {
+            return Err(shape("norm of a head", d, norm.q.values.len()));
+        }
+        Ok(())
+    }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}

@@ -1,0 +1,152 @@
+//! Weights in panels: vectors over outputs, with the k's of one step side by side in each 32-bit lane.
+//!
+//! A panel of `n` outputs is `[steps][n][pair]`, so a sum over k reads it from front to back. Outputs that fill up the
+//! last panel, and the k that fills up the last step, are zero.
+
+use crate::error::{KernelError, Result};
+use crate::weights::HostTensor;
+
+use super::isa::{Arch, Layout, Task};
+use super::memory::{Arena, Memory};
+use super::operands::Operands;
+use super::pool::Pool;
+use super::shared::SharedMut;
+
+/// Outputs of the widest panel.
+const MAX_PANEL: usize = 32;
+
+/// A linear layer's weight, packed, with its bias.
+#[derive(Debug)]
+pub struct CpuLinear {
+    memory: Memory,
+    layout: Layout,
+    /// Rows of the weight.
+    pub(crate) out: usize,
+    /// Columns of the weight.
+    pub(crate) inputs: usize,
+    /// One an output, filled up with zeros to whole panels; `None` is no bias.
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl CpuLinear {
+    /// Packs `parts`, stacked by rows.
+    pub(crate) fn new(
+        parts: &[HostTensor],
+        bias: Option<&[f32]>,
+        (arch, arena, pool): (&Arch, &mut Arena, &mut Pool),
+    ) -> Result<Self> {
+        let layout = arch.layout();
+        let inputs = parts.first().map_or(0, |part| part.cols);
+        let out = parts.iter().map(|part| part.rows).sum::<usize>();
+        if let Some(part) = parts.iter().find(|part| part.cols != inputs) {
+            return Err(shape("columns of stacked weights", inputs, part.cols));
+        }
+        if inputs == 0 || out == 0 {
+            return Err(shape("elements of a weight", 1, 0));
+        }
+        if let Some(bias) = bias
+            && bias.len() != out
+        {
+            return Err(shape("bias", out, bias.len()));
+        }
+        let panels = out.div_ceil(layout.panel());
+        let bytes = layout.panel_elements(inputs) * layout.w_size;
+        let mut memory = arena.take(panels * bytes, "weights")?;
+        let start = SharedMut::new(memory.as_mut_ptr::<u8>());
+        pool.run(panels, |panel, _| {
+            let mut rows = [None; MAX_PANEL];
+            for (lane, row) in rows[..layout.panel()].iter_mut().enumerate() {
+                *row = source(parts, panel * layout.panel() + lane);
+            }
+            // SAFETY: each task writes a panel of its own, inside the memory taken.
+            unsafe {
+                let to = start.get().add(panel * bytes);
+                arch.run(&PackPanel { rows: &rows[..layout.panel()], k: inputs, to });
+            }
+        })?;
+        let bias = bias.map(|bias| {
+            let mut padded = bias.to_vec();
+            padded.resize(panels * layout.panel(), 0.0);
+            padded
+        });
+        Ok(Self { memory, layout, out, inputs, bias })
+    }
+
+    /// Panels.
+    pub(crate) fn panels(&self) -> usize {
+        self.out.div_ceil(self.layout.panel())
+    }
+
+    /// Address of a panel.
+    pub(crate) fn panel<W>(&self, panel: usize) -> *const W {
+        debug_assert!(panel < self.panels(), "panel {panel} of {}", self.panels());
+        self.memory.as_ptr::<W>().wrapping_add(panel * self.layout.panel_elements(self.inputs))
+    }
+}
+
+/// A row of a host tensor, to become a lane of a panel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SourceRow<'a> {
+    tensor: &'a HostTensor,
+    row: usize,
+}
+
+impl<'a> SourceRow<'a> {
+    /// Row `row` of `tensor`, which has it.
+    pub(crate) fn new(tensor: &'a HostTensor, row: usize) -> Self {
+        Self { tensor, row }
+    }
+}
+
+/// Row `row` of the stacked parts; `None` past the last one.
+fn source(parts: &[HostTensor], mut row: usize) -> Option<SourceRow<'_>> {
+    for tensor in parts {
+        if row < tensor.rows {
+            return Some(SourceRow { tensor, row });
+        }
+        row -= tensor.rows;
+    }
+    None
+}
+
+/// Packs one panel.
+#[derive(Debug)]
+pub(crate) struct PackPanel<'a> {
+    /// One a lane; `None` becomes zeros.
+    pub(crate) rows: &'a [Option<SourceRow<'a>>],
+    /// Columns of every row.
+    pub(crate) k: usize,
+    /// Takes `steps * lanes * pair` elements of `W`.
+    pub(crate) to: *mut u8,
+}
+
+impl Task for PackPanel<'_> {
+    #[inline(always)]
+    unsafe fn run<O: Operands>(&self) {
+        // Rows are read a few cache lines at a time, so that what they write stays in the first-level cache.
+        const BLOCK: usize = 64;
+        let k = self.k.next_multiple_of(O::PAIR);
+        for first in (0..k).step_by(BLOCK) {
+            for (lane, row) in self.rows.iter().enumerate() {
+                for k in first..k.min(first + BLOCK) {
+                    let value = match row {
+                        Some(row) if k < self.k => row.tensor.at(row.row * self.k + k),
+                        _ => 0.0,
+                    };
+                    let at = (k / O::PAIR * self.rows.len() + lane) * O::PAIR + k % O::PAIR;
+                    // SAFETY: within the panel, which the caller has for this task alone.
+                    unsafe { self.to.cast::<O::W>().add(at).write(O::to_w(value)) };
+                }
+            }
+        }
+    }
+}
+
+/// A mismatch of lengths.
+pub(crate) fn shape(what: &str, expected: usize, found: usize) -> KernelError {
+    KernelError::Shape {
+        what: what.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}

@@ -1,0 +1,256 @@
+//! A fork-join pool for short tasks: the caller is worker 0, the others spin for a moment before they sleep.
+//!
+//! One word says which job runs and how many of its tasks are left, so claiming a task is one compare-and-swap, and a
+//! worker that comes late finds nothing to claim. The caller waits for tasks, never for workers: one that sleeps, or
+//! that the system has taken off its core, holds up nobody.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use crate::error::{KernelError, Result};
+
+/// How long a worker looks for the next job before it sleeps: longer than the gaps within a step.
+const SPIN: Duration = Duration::from_micros(60);
+
+/// What a job runs: the task's number and the worker's.
+type Run = unsafe fn(*const (), usize, usize);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// On its own cache line, so that spinning on it does not slow what lies beside it.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Line<T>(T);
+
+#[derive(Debug)]
+struct Shared {
+    /// Job number in the upper half, tasks left to claim in the lower.
+    state: Line<AtomicU64>,
+    /// Tasks of the job that have ended.
+    done: Line<AtomicUsize>,
+    job: Line<Job>,
+    sleepers: Vec<Sleeper>,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// The job: a function and what it is called with. Valid from its publication in `state` until its last task has ended.
+#[derive(Debug)]
+struct Job {
+    run: AtomicPtr<()>,
+    data: AtomicPtr<()>,
+    tasks: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Sleeper {
+    asleep: AtomicBool,
+    thread: std::sync::OnceLock<Thread>,
+}
+
+impl Pool {
+    /// A pool of `threads` workers, the caller being one.
+    pub(crate) fn new(threads: usize) -> Result<Self> {
+        let others = threads.saturating_sub(1);
+        let shared = Arc::new(Shared {
+            state: Line(AtomicU64::new(0)),
+            done: Line(AtomicUsize::new(0)),
+            job: Line(Job {
+                run: AtomicPtr::new(std::ptr::null_mut()),
+                data: AtomicPtr::new(std::ptr::null_mut()),
+                tasks: AtomicU32::new(0),
+            }),
+            sleepers: (0..others).map(|_| Sleeper::default()).collect(),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let mut pool = Self { shared, workers: Vec::with_capacity(others) };
+        for worker in 1..=others {
+            let shared = Arc::clone(&pool.shared);
+            let handle = std::thread::Builder::new()
+                .name(format!("kernels-{worker}"))
+                .spawn(move || shared.work(worker))
+                .map_err(|error| {
+                    KernelError::Device(format!("cannot start thread {worker}: {error}"))
+                })?;
+            // The worker cannot be waited for before it is registered: it sleeps only after a spin, and is woken
+            // only by `run`, which this thread calls later.
+            let _ = pool.shared.sleepers[worker - 1].thread.set(handle.thread().clone());
+            pool.workers.push(handle);
+        }
+        Ok(pool)
+    }
+
+    /// Workers, the caller included.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `f(task, worker)` for every task, each once, and returns when all have ended. No two calls at a time have
+    /// the same `worker`. Fails when a call panicked. Takes `&mut self` because one job runs at a time.
+    pub(crate) fn run<F: Fn(usize, usize) + Sync>(&mut self, tasks: usize, f: F) -> Result<()> {
+        if tasks == 0 {
+            return Ok(());
+        }
+        if self.workers.is_empty() || tasks == 1 {
+            let all = AssertUnwindSafe(|| (0..tasks).for_each(|task| f(task, 0)));
+            return catch_unwind(all).map_err(|_| panicked());
+        }
+        let shared = &*self.shared;
+        let count = u32::try_from(tasks)
+            .map_err(|_| KernelError::Device(format!("{tasks} tasks in one job")))?;
+        shared.job.0.data.store((&raw const f).cast_mut().cast(), Ordering::Relaxed);
+        shared.job.0.run.store(call::<F> as Run as *mut (), Ordering::Relaxed);
+        shared.job.0.tasks.store(count, Ordering::Relaxed);
+        shared.done.0.store(0, Ordering::Relaxed);
+        let number = (shared.state.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        // Publishes the job. Sequentially consistent against a worker that is about to sleep: either it sees this
+        // value, or its `asleep` is seen below.
+        shared.state.0.store(number << 32 | u64::from(count), Ordering::SeqCst);
+        for sleeper in &shared.sleepers {
+            if sleeper.asleep.load(Ordering::SeqCst)
+                && let Some(thread) = sleeper.thread.get()
+            {
+                thread.unpark();
+            }
+        }
+        shared.help(number as u32, 0);
+        while shared.done.0.load(Ordering::Acquire) != tasks {
+            std::hint::spin_loop();
+        }
+        if shared.panicked.swap(false, Ordering::Relaxed) {
+            return Err(panicked());
+        }
+        Ok(())
+    }
+}
+
+fn panicked() -> KernelError {
+    KernelError::Device("a kernel panicked".into())
+}
+
+/// # Safety
+/// `f` points to an `F`.
+unsafe fn call<F: Fn(usize, usize) + Sync>(f: *const (), task: usize, worker: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { (*f.cast::<F>())(task, worker) }
+}
+
+impl Shared {
+    /// Runs tasks of job `number` until none is left to claim.
+    fn help(&self, number: u32, worker: usize) {
+        let mut state = self.state.0.load(Ordering::Acquire);
+        loop {
+            let left = state as u32;
+            if (state >> 32) as u32 != number || left == 0 {
+                return;
+            }
+            let claim = self.state.0.compare_exchange_weak(
+                state,
+                state - 1,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            if let Err(found) = claim {
+                state = found;
+                continue;
+            }
+            let task = (self.job.0.tasks.load(Ordering::Relaxed) - left) as usize;
+            let data = self.job.0.data.load(Ordering::Relaxed);
+            let run = self.job.0.run.load(Ordering::Relaxed);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                // SAFETY: `run` stored a `Run`. The claim was for the job that was published with these values, and
+                // its caller waits until the task counts as done, so `data` lives and fits.
+                unsafe { std::mem::transmute::<*mut (), Run>(run)(data, task, worker) }
+            }));
+            if outcome.is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            self.done.0.fetch_add(1, Ordering::Release);
+            state = self.state.0.load(Ordering::Acquire);
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, worker: usize) {
+        let sleeper = &self.sleepers[worker - 1];
+        let mut seen = 0;
+        loop {
+            let number = self.next_job(seen, sleeper);
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            self.help(number, worker);
+            seen = number;
+        }
+    }
+
+    /// Waits for a job other than `seen`: spinning at first, then asleep.
+    fn next_job(&self, seen: u32, sleeper: &Sleeper) -> u32 {
+        let number = |order| (self.state.0.load(order) >> 32) as u32;
+        let start = Instant::now();
+        while start.elapsed() < SPIN {
+            for _ in 0..32 {
+                if number(Ordering::Acquire) != seen {
+                    return number(Ordering::Acquire);
+                }
+                std::hint::spin_loop();
+            }
+        }
+        sleeper.asleep.store(true, Ordering::SeqCst);
+        while number(Ordering::SeqCst) == seen {
+            std::thread::park();
+        }
+        sleeper.asleep.store(false, Ordering::Relaxed);
+        number(Ordering::Acquire)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.state.0.fetch_add(1 << 32, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches the panics of its tasks, so it ends without one.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        let mut pool = Pool::new(3).unwrap();
+        for tasks in [0, 1, 2, 7, 100] {
+            for _ in 0..200 {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, |task, worker| {
+                    assert!(worker < 3);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap();
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_pool_goes_on() {
+        let mut pool = Pool::new(2).unwrap();
+        let outcome = pool.run(8, |task, _| assert!(task != 5, "task 5"));
+        assert!(matches!(outcome, Err(KernelError::Device(_))));
+        pool.run(8, |_, _| ()).unwrap();
+    }
+}

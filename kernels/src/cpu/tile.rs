@@ -1,0 +1,129 @@
+//! The register tile: the one place where products are summed.
+//!
+//! Every product of the backend (linear layers, LoRA, scores and values of attention) goes through [`tile`]. An output
+//! element has one accumulator, and its sum runs over k upwards, one step at a time, whatever the number of rows and
+//! vectors of the tile; so it does not depend on them. Storing an accumulator and going on from it later changes
+//! nothing.
+
+use super::operands::Operands;
+use super::simd::Simd;
+
+/// Most vectors in a tile.
+pub(crate) const MAX_VECTORS: usize = 8;
+
+/// `c (+)= x w`, for some rows of `x` and some vectors of `w`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tile<O: Operands> {
+    /// First row.
+    pub(crate) x: *const O::X,
+    /// Elements from one row to the next.
+    pub(crate) x_stride: usize,
+    /// Where each vector of weights starts.
+    pub(crate) w: [*const O::W; MAX_VECTORS],
+    /// Elements from one step to the next.
+    pub(crate) w_stride: usize,
+    /// Steps of the sum.
+    pub(crate) steps: usize,
+    /// First row; the vectors lie one after the other.
+    pub(crate) c: *mut f32,
+    /// Elements from one row to the next.
+    pub(crate) c_stride: usize,
+    /// Go on from what `c` holds.
+    pub(crate) accumulate: bool,
+}
+
+/// Whether accumulators, and one row of weights and activations beside them, have registers.
+#[inline(always)]
+const fn fits(tile: usize, rows: usize, vectors: usize) -> bool {
+    rows * vectors <= tile && (rows + 1) * vectors < tile + 8
+}
+
+/// How many vectors to take at once for `rows` rows, of `left` vectors: few enough that the tile has registers, and a
+/// number that [`run`] knows.
+#[inline(always)]
+pub(crate) fn vectors_at_once(tile: usize, rows: usize, left: usize) -> usize {
+    let usable = |&n: &usize| n <= left && fits(tile, rows, n);
+    [8, 6, 4, 3, 2].into_iter().find(usable).unwrap_or(1)
+}
+
+/// Runs a tile of `rows * vectors` accumulators, at most `TILE` of `O`'s vectors.
+///
+/// # Safety
+/// The instructions of `O` are there; `t`'s pointers hold what it says; nobody else touches `c`.
+#[inline(always)]
+pub(crate) unsafe fn run<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match vectors {
+            1 => by_rows::<O, 1>(t, rows),
+            2 => by_rows::<O, 2>(t, rows),
+            3 => by_rows::<O, 3>(t, rows),
+            4 => by_rows::<O, 4>(t, rows),
+            6 => by_rows::<O, 6>(t, rows),
+            8 => by_rows::<O, 8>(t, rows),
+            _ => unreachable!("a tile of {vectors} vectors"),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn by_rows<O: Operands, const P: usize>(t: &Tile<O>, rows: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => tile::<O, 1, P>(t),
+            2 => tile::<O, 2, P>(t),
+            3 => tile::<O, 3, P>(t),
+            4 => tile::<O, 4, P>(t),
+            5 => tile::<O, 5, P>(t),
+            6 => tile::<O, 6, P>(t),
+            7 => tile::<O, 7, P>(t),
+            8 => tile::<O, 8, P>(t),
+            9 => tile::<O, 9, P>(t),
+            10 => tile::<O, 10, P>(t),
+            11 => tile::<O, 11, P>(t),
+            12 => tile::<O, 12, P>(t),
+            _ => unreachable!("a tile of {rows} rows"),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
+    if !fits(O::S::TILE, R, P) {
+        unreachable!("{R} rows of {P} vectors do not fit the registers");
+    }
+    // SAFETY: the caller's promise; loops stay within R rows, P vectors and `steps`.
+    unsafe {
+        let mut acc = [[O::S::splat(0.0); P]; R];
+        if t.accumulate {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    *acc = O::S::load(t.c.add(r * t.c_stride + p * O::S::LANES));
+                }
+            }
+        }
+        for step in 0..t.steps {
+            let w_at = step * t.w_stride;
+            let mut w = [O::weights(t.w[0].add(w_at)); P];
+            for (w, start) in w.iter_mut().zip(t.w).skip(1) {
+                *w = O::weights(start.add(w_at));
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = O::broadcast(t.x.add(r * t.x_stride + step * O::PAIR));
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = O::mac(*acc, w, x);
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (p, acc) in acc.iter().enumerate() {
+                O::S::store(t.c.add(r * t.c_stride + p * O::S::LANES), *acc);
+            }
+        }
+    }
+}
