@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use loraplex_kernels::cpu::{CpuBackend, CpuOptions};
 use loraplex_kernels::reference::ReferenceBackend;
 use loraplex_kernels::{AdapterPacker, Backend, DType, KvShape};
 
@@ -112,9 +113,21 @@ fn build<B: Backend>(
     })
 }
 
-fn cpu(config: &EngineConfig, checkpoint: &Checkpoint) -> Result<ReferenceBackend> {
-    let _ = (config, checkpoint, DType::F32);
-    Ok(ReferenceBackend::new())
+fn cpu(config: &EngineConfig, checkpoint: &Checkpoint) -> Result<CpuBackend> {
+    let dtype = match config.dtype {
+        None if checkpoint.config.dtype == DType::F32 => DType::F32,
+        // The CPU multiplies bf16 alone; f16 checkpoints are rounded to it.
+        None | Some(DType::Bf16) => DType::Bf16,
+        Some(DType::F32) => DType::F32,
+        Some(DType::F16) => {
+            return Err(Error::invalid(
+                "dtype float16 is not supported on the CPU; use bfloat16 or float32",
+            ));
+        }
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = config.threads.unwrap_or_else(cores);
+    Ok(CpuBackend::new(CpuOptions { dtype, threads, isa: None })?)
 }
 
 fn check(config: &EngineConfig) -> Result<()> {

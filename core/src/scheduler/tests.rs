@@ -18,11 +18,8 @@ struct Scene {
 impl Scene {
     /// Steps of `rows` rows and `seqs` sequences over `blocks` blocks of 4 tokens.
     fn new(rows: usize, seqs: usize, blocks: usize) -> Self {
-        let config = SchedulerConfig {
-            max_num_seqs: seqs,
-            max_num_batched_tokens: rows,
-            max_waiting: 100,
-        };
+        let config =
+            SchedulerConfig { max_num_seqs: seqs, max_num_batched_tokens: rows, max_waiting: 100 };
         Self {
             scheduler: Scheduler::new(config, blocks * 4),
             blocks: BlockManager::new(blocks, 4, true),
