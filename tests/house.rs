@@ -19,7 +19,14 @@ const UNSAFE_ROOMS: &[&str] =
 
 /// What stands at the top, beside dot-files, `Cargo.lock`, a licence and build output.
 const TOP: &[&str] = &[
-    "Cargo.toml", "core", "server", "resolvers", "plugin-sdk", "kernels", "examples", "tests",
+    "Cargo.toml",
+    "core",
+    "server",
+    "resolvers",
+    "plugin-sdk",
+    "kernels",
+    "examples",
+    "tests",
     "README.md",
 ];
 

@@ -1,0 +1,124 @@
+//! The real binary on a free port of the loopback, ended with its guard.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Client;
+
+/// A running server. Dropping it ends the process.
+#[derive(Debug)]
+pub struct ServerProcess {
+    child: Child,
+    client: Client,
+    /// What the server writes, for tests that read it.
+    pub log: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// Longest wait for a start: reading a model in an unoptimised build on a busy machine.
+const START: Duration = Duration::from_secs(300);
+
+impl ServerProcess {
+    /// Starts `server` with these arguments and waits until it is healthy.
+    pub async fn start<S: AsRef<str>>(args: &[S]) -> Self {
+        Self::start_with(args, &[]).await
+    }
+
+    /// As [`ServerProcess::start`], with variables of the environment.
+    pub async fn start_with<S: AsRef<str>>(args: &[S], env: &[(&str, &str)]) -> Self {
+        let port = free_port();
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let output = std::fs::File::create(&log).unwrap();
+        let child = Command::new(binary())
+            .args(args.iter().map(AsRef::as_ref))
+            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        let client = Client::new(format!("http://127.0.0.1:{port}"));
+        let mut server = Self { child, client, log, _folder: folder };
+        server.wait_until_healthy().await;
+        server
+    }
+
+    /// Talks to it.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Everything that it has written.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits for the process to end by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn wait_until_healthy(&mut self) {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the server ended with {status}:\n{}", self.logged());
+            }
+            if self.client.try_get("/health").await.is_some_and(|answer| answer.status == 200) {
+                return;
+            }
+            assert!(start.elapsed() < START, "the server does not start:\n{}", self.logged());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs `server` to its end, for starts that are refused: exit code and everything it wrote.
+pub fn run_to_end(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
+    let output = Command::new(binary()).args(args).envs(env.iter().copied()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The binary beside the test's own, which cargo has built with it.
+fn binary() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push("server");
+    assert!(path.exists(), "{} is missing: cargo build --package loraplex-server", path.display());
+    path
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
