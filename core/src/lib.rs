@@ -19,6 +19,8 @@ pub mod adapter;
 pub mod config;
 pub mod engine;
 pub mod error;
+mod fields;
+mod files;
 pub mod kv_cache;
 pub mod llm;
 pub mod metrics;

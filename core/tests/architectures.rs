@@ -82,7 +82,7 @@ impl<B: Backend> Rig<B> {
         };
         let workspace = Workspace::new(&mut backend, &config, kv, 256).unwrap();
         let packer = backend.packer();
-        let limits = PeftLimits::default();
+        let limits = PeftLimits::new(64);
         let adapters = adapters
             .iter()
             .map(|name| {

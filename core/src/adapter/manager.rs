@@ -66,7 +66,7 @@ impl AdapterManager {
     /// As [`AdapterManager::load`], on the caller's thread.
     pub fn load_blocking(&self, request: LoraRequest) -> Result<Arc<Adapter>> {
         self.check_room(&request.name)?;
-        let limits = PeftLimits { max_rank: self.config.max_rank, ..PeftLimits::default() };
+        let limits = PeftLimits::new(self.config.max_rank);
         let path: PathBuf = request.path.clone();
         let loaded = peft::load(&path, &self.model, &limits)?;
         let packed = self.packer.pack(self.model.layers, &loaded.weights)?;

@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub scheduler: SchedulerConfig,
     /// Longest prompt plus output; a sequence of this length fits the pool.
     pub max_model_len: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
     /// The pool of KV blocks.
     pub blocks: BlockManager,
     /// Tokens that end an output.
@@ -55,6 +57,7 @@ struct Shared {
     open: Arc<AtomicUsize>,
     max_open: usize,
     max_model_len: usize,
+    vocab_size: usize,
 }
 
 /// One of the places that [`SchedulerConfig`] allows; given back on drop.
@@ -76,7 +79,7 @@ impl EngineHandle {
     ) -> Result<Self> {
         let (sender, commands) = channel();
         let max_open = options.scheduler.max_waiting + options.scheduler.max_num_seqs;
-        let max_model_len = options.max_model_len;
+        let (max_model_len, vocab_size) = (options.max_model_len, options.vocab_size);
         let engine = Engine {
             scheduler: Scheduler::new(options.scheduler, max_model_len),
             blocks: options.blocks,
@@ -104,6 +107,7 @@ impl EngineHandle {
                 open: Arc::default(),
                 max_open,
                 max_model_len,
+                vocab_size,
             }),
         })
     }
@@ -128,7 +132,7 @@ impl EngineHandle {
 
     /// The bounds that the engine relies on; a server has checked them with better words.
     fn check(&self, request: &GenerateRequest) -> Result<()> {
-        let vocab = self.shared.tokenizer.vocab_size();
+        let vocab = self.shared.vocab_size;
         let limit = self.shared.max_model_len;
         if request.prompt.is_empty() {
             return Err(Error::invalid("the prompt is empty").with_param("prompt"));

@@ -100,7 +100,7 @@ impl OutputStream {
                 if output.prompt_logprobs.is_none() {
                     output.prompt_logprobs = self.prompt_logprobs.take();
                 }
-                let stop = self.text.push(id, ending.as_ref(), &mut output.text)?;
+                let stop = self.text.push(id, ending.as_ref(), &mut output.text);
                 output.tokens.push(OutputToken { id, logprobs: logprobs.map(|boxed| *boxed) });
                 output.finish = match stop {
                     Some(text) => {
@@ -148,20 +148,15 @@ impl TextStream {
     }
 
     /// Appends what `token` adds to `out`. Returns the stop text that it completed.
-    fn push(
-        &mut self,
-        token: u32,
-        ending: Option<&Ending>,
-        out: &mut String,
-    ) -> Result<Option<String>> {
+    fn push(&mut self, token: u32, ending: Option<&Ending>, out: &mut String) -> Option<String> {
         let by_stop_token = matches!(ending, Some((FinishReason::Stop, _)));
         if !by_stop_token || self.options.include_stop {
-            if let Some(text) = self.tokens.push(token)? {
+            if let Some(text) = self.tokens.push(token) {
                 self.held.push_str(&text);
             }
         }
         if ending.is_some() {
-            self.held.push_str(&self.tokens.flush()?);
+            self.held.push_str(&self.tokens.flush().unwrap_or_default());
         }
         if let Some((at, stop)) = self.first_stop() {
             let end = if self.options.include_stop { at + stop.len() } else { at };
@@ -169,11 +164,11 @@ impl TextStream {
             self.held.truncate(end);
             out.push_str(&std::mem::take(&mut self.held));
             self.stopped_early = ending.is_none();
-            return Ok(Some(stop));
+            return Some(stop);
         }
         let keep = if ending.is_some() { 0 } else { self.undecided() };
         out.extend(self.held.drain(..self.held.len() - keep));
-        Ok(None)
+        None
     }
 
     /// What is left when the output ends without a token.

@@ -54,6 +54,7 @@ fn engine(max_waiting: usize) -> EngineHandle {
     let options = EngineOptions {
         scheduler,
         max_model_len: 64,
+        vocab_size: 1000,
         blocks: BlockManager::new(16, 4, true),
         end_tokens: [2].into(),
         seed: 0,

@@ -59,6 +59,7 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
         EngineOptions {
             scheduler: config.scheduler,
             max_model_len: built.max_model_len,
+            vocab_size: info.vocab_size,
             blocks,
             end_tokens: info.eos_token_ids.as_slice().into(),
             seed: config.seed,

@@ -5,5 +5,5 @@ pub mod config;
 mod decoder;
 
 pub use checkpoint::{Checkpoint, GenerationDefaults};
-pub use config::ModelConfig;
+pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, Workspace};
