@@ -45,7 +45,10 @@ impl Mapping {
         }
         let base = base.cast::<u8>();
         let start = base.wrapping_add(base.align_offset(HUGE));
-        advise_huge_pages(start, len.next_multiple_of(HUGE));
+        // A huge page for a little memory is two megabytes to clear for nothing.
+        if len >= HUGE {
+            advise_huge_pages(start, len.next_multiple_of(HUGE));
+        }
         Ok(Self { base, mapped, start })
     }
 }

@@ -9,6 +9,7 @@
 //! | `heads`, `pointwise` | what follows a product, while it is in the cache |
 //! | `pack`, `adapter`, `kv`, `buffer` | layouts of weights, adapters, cache and activations |
 //! | `isa`, `operands`, `simd` | instruction sets and element types; the door to vector code |
+//! | [`probe`] | what this machine can do at most: reading and multiplying |
 //! | `pool`, `memory`, `shared` | threads, huge pages, addresses that tasks share |
 //!
 //! Invariant: the order in which an output element is summed depends on shapes alone, not on rows, chunks, threads or
@@ -31,6 +32,7 @@ mod operands;
 mod pack;
 mod pointwise;
 mod pool;
+pub mod probe;
 mod product;
 mod sample;
 mod shared;
