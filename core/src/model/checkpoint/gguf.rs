@@ -21,8 +21,6 @@ use loraplex_kernels::{HostData, HostTensor};
 pub(crate) use header::{Header, TensorInfo};
 pub(crate) use types::BlockType;
 pub(crate) use value::Metadata;
-#[cfg(test)]
-pub(crate) use value::Value;
 
 use super::floats;
 use crate::error::{Error, Result};
