@@ -3,6 +3,7 @@
 //! What this module must never do: cut or pad a text because the tokenizer's file says so, or decode in a way that
 //! depends on how tokens arrive: a [`TokenStream`] and [`Tokenizer::decode`] share one decoder.
 
+mod bound;
 mod gguf;
 mod pieces;
 mod stream;
@@ -16,6 +17,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 pub use self::stream::TokenStream;
 
+use self::bound::Bound;
 use self::pieces::Pieces;
 use self::stream::TextDecoder;
 use crate::error::{Error, Result};
@@ -31,6 +33,8 @@ pub struct Tokenizer {
     pieces: Pieces,
     /// What goes around a text, where the model says so itself; otherwise its post-processor knows.
     ends: Option<Ends>,
+    /// See [`least_tokens`](Self::least_tokens).
+    bound: Option<Bound>,
 }
 
 /// Tokens around a text.
@@ -105,7 +109,8 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder();
         let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
         let pieces = Pieces::new(&decoder, size, text, special)?;
-        Ok(Self { inner, pieces, ends })
+        let bound = Bound::find(&inner, &pieces);
+        Ok(Self { inner, pieces, ends, bound })
     }
 
     /// The tokens of `text`. Special tokens written in it count as such; `add_special` puts those around it that the
@@ -162,10 +167,10 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// Bytes of the longest token: `n` bytes of text are at least `n / longest_token` tokens, unless the tokenizer
-    /// drops or composes characters.
-    pub fn longest_token(&self) -> usize {
-        self.pieces.longest()
+    /// At least this many tokens come of `text`; 0 where no bound is known. A glance at its bytes, so that what cannot
+    /// fit is refused before it is tokenised.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.bound.as_ref().map_or(0, |bound| bound.least(text))
     }
 }
 

@@ -101,6 +101,17 @@ impl Pieces {
         (0..self.ends.len() as u32).map(|id| self.bytes(id).len()).max().unwrap_or(0)
     }
 
+    /// The bytes that are tokens by themselves.
+    pub(super) fn single_bytes(&self) -> [bool; 256] {
+        let mut found = [false; 256];
+        for id in 0..self.ends.len() as u32 {
+            if let ([byte], false) = (self.bytes(id), self.is_special(id)) {
+                found[usize::from(*byte)] = true;
+            }
+        }
+        found
+    }
+
     fn has(&self, id: u32, flag: u8) -> bool {
         self.flags.get(id as usize).is_some_and(|flags| flags & flag != 0)
     }

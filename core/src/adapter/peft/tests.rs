@@ -1,5 +1,6 @@
 //! Adapters that load, adapters that must not, and adapters with changed bytes.
 
+mod files;
 mod good;
 mod refused;
 

@@ -120,3 +120,124 @@ impl Llama3 {
         (1.0 - smooth) * frequency / self.factor + smooth * frequency
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rope_tables_match_transformers() {
+        // From transformers 5.23 (torch 2.15, f32): cosine and sine of the frequencies 1 and 5 of a head of 16, and of
+        // Llama 3.1's rule.
+        let plain = Rope { theta: 10_000.0, scaling: RopeScaling::None };
+        let linear = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 32.0 };
+        let llama3 = Rope { theta: 10_000.0, scaling };
+        let factors = Rope { theta: 10_000.0, scaling: RopeScaling::Factors(vec![2.0; 8]) };
+        for (rope, expected) in [(&plain, PLAIN), (&linear, LINEAR), (&llama3, LLAMA3)] {
+            let frequencies = rope.inverse_frequencies(16);
+            for (pair, (found, expected)) in frequencies.iter().zip(expected.0).enumerate() {
+                assert_eq!(found.to_bits(), expected.to_bits(), "{pair}: {found} {expected}");
+            }
+            let table = rope.rope_table(16, 251);
+            for (at, expected) in (250 * 16..).zip(expected.1) {
+                assert!((table[at] - expected).abs() < 1e-6, "{at}: {} {expected}", table[at]);
+            }
+        }
+        assert_eq!(factors.inverse_frequencies(16)[0], 0.5);
+        assert!(factors.check(16).is_ok());
+        assert!(factors.check(32).is_err());
+        let zero = Rope { theta: 10_000.0, scaling: RopeScaling::Factors(vec![0.0; 8]) };
+        assert!(zero.check(16).is_err());
+    }
+    const PLAIN: ([f32; 8], [f32; 16]) = (
+        [
+            1.000000000,
+            3.162277639e-01,
+            1.000000015e-01,
+            3.162277862e-02,
+            9.999999776e-03,
+            3.162277862e-03,
+            1.000000047e-03,
+            3.162277862e-04,
+        ],
+        [
+            2.409882993e-01,
+            -8.692457080e-01,
+            9.912028313e-01,
+            -5.168980360e-02,
+            -8.011435866e-01,
+            7.034406662e-01,
+            9.689124227e-01,
+            9.968765974e-01,
+            -9.705280066e-01,
+            -4.943803549e-01,
+            -1.323517561e-01,
+            9.986631870e-01,
+            5.984721184e-01,
+            7.107539773e-01,
+            2.474039644e-01,
+            7.897461951e-02,
+        ],
+    );
+    const LINEAR: ([f32; 8], [f32; 16]) = (
+        [
+            2.500000000e-01,
+            7.905694097e-02,
+            2.500000037e-02,
+            7.905694656e-03,
+            2.499999944e-03,
+            7.905694656e-04,
+            2.500000119e-04,
+            7.905694656e-05,
+        ],
+        [
+            9.454402328e-01,
+            6.100452542e-01,
+            9.994494319e-01,
+            -3.945952356e-01,
+            8.109630942e-01,
+            9.805322289e-01,
+            9.980475307e-01,
+            9.998046756e-01,
+            -3.257955611e-01,
+            7.923665643e-01,
+            -3.317921609e-02,
+            9.188550711e-01,
+            5.850972533e-01,
+            1.963581443e-01,
+            6.245931610e-02,
+            1.976295002e-02,
+        ],
+    );
+    const LLAMA3: ([f32; 8], [f32; 16]) = (
+        [
+            1.000000000,
+            9.583997726e-02,
+            1.250000019e-02,
+            3.952847328e-03,
+            1.249999972e-03,
+            3.952847328e-04,
+            1.250000059e-04,
+            3.952847328e-05,
+        ],
+        [
+            2.409882993e-01,
+            3.876218796e-01,
+            -9.998623729e-01,
+            5.501839519e-01,
+            9.515679479e-01,
+            9.951211810e-01,
+            9.995117784e-01,
+            9.999511838e-01,
+            -9.705280066e-01,
+            -9.218184948e-01,
+            1.659189165e-02,
+            8.350434899e-01,
+            3.074385226e-01,
+            9.866042435e-02,
+            3.124491312e-02,
+            9.881957434e-03,
+        ],
+    );
+}
