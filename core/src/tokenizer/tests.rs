@@ -188,8 +188,7 @@ fn the_configuration_decides_what_goes_around_a_text() {
         let path = fixture("gguf/bpe/gpt-2.tokenizer.json");
         std::fs::copy(path, folder.path().join("tokenizer.json")).unwrap();
         std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        let ids = Tokenizer::from_folder(folder.path()).unwrap().encode("", true).unwrap();
-        ids
+        Tokenizer::from_folder(folder.path()).unwrap().encode("", true).unwrap()
     };
     let names = json!({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}});
     let with = |key: &str, value: bool| {
@@ -223,7 +222,7 @@ fn truncation_and_padding_of_the_file_are_ignored() {
 #[test]
 fn what_is_not_understood_is_refused_by_name() {
     let decoder = |decoder: Value| {
-        let table = Pieces::new(&decoder, 1, |_| Some("a".into()), |_| false);
+        let table = Pieces::new(&decoder, vec![Some("a".into())], |_| false);
         table.map(|pieces| pieces.scheme()).map_err(|error| error.message)
     };
     let wordpiece = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});

@@ -202,6 +202,7 @@ fn broken_files_are_refused_in_one_line() {
     check(&|w| w.number("general.alignment", u32::MAX), "alignment 4294967295");
     check(&|w| w.number("llama.block_count", 2), "llama.block_count is there twice");
     check(&|w| w.number("llama.expert_count", 8), "8 experts");
+    check(&|w| w.number("split.count", 2), "part of a split model");
     check(&|w| w.number("llama.attention.value_length", 32), "value_length is 32");
     check(&|w| w.number("llama.rope.dimension_count", 32), "dimension_count is 32");
     check(&|w| w.number("llama.attention.key_length", 1 << 30), "the limit is 4096");
