@@ -1,1 +1,44 @@
-//! x
+//! The OpenAI-compatible server over the engine.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`args`], [`config`] | what was typed, the environment and a file, to one checked [`config::ServerConfig`] |
+//! | [`run`] | a configuration to a server that serves until a signal |
+//! | [`routes`] | the whole API on one screen: path, who may call it, what answers |
+//! | `chat`, `completions`, `models`, `tokenize`, `health` | one group of handlers each |
+//! | [`openai`] | wire types, shapes only |
+//! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
+//! | [`chat_template`] | conversations to prompts |
+//! | `generate`, `reply`, `sse` | engine outputs to answers and streams |
+//! | [`auth`], `limits`, [`serve`] | keys, hosts, connections |
+//! | [`error`] | kinds of failure to statuses and bodies |
+//!
+//! What this crate must never do: compute, or know what a model is made of. It alone knows HTTP, JSON wire types, arguments
+//! and the environment.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod auth;
+mod body;
+mod chat;
+pub mod chat_template;
+mod completions;
+pub mod config;
+mod convert;
+pub mod error;
+mod generate;
+mod health;
+mod limits;
+pub mod lora_modules;
+mod models;
+pub mod openai;
+mod progress;
+mod reply;
+pub mod routes;
+pub mod run;
+mod sanitize;
+pub mod serve;
+pub mod shutdown;
+mod sse;
+pub mod state;
+mod tokenize;

@@ -1,0 +1,95 @@
+//! The environment, read once, here and nowhere else.
+
+use std::collections::BTreeMap;
+
+use crate::args::Settings;
+
+/// The variables that the server knows.
+#[derive(Debug, Default)]
+pub struct Environment {
+    /// Filter of the log, as `RUST_LOG` has it.
+    pub log: Option<String>,
+    /// `ALLOW_RUNTIME_LORA_UPDATING`.
+    pub allow_runtime_lora_updating: bool,
+    /// `PLUGINS`, in order.
+    pub plugins: Vec<String>,
+    /// Every `LORA_RESOLVER_*`, without the prefix `VLLM_`; for the plugins.
+    pub resolver: BTreeMap<String, String>,
+    settings: Settings,
+}
+
+impl Environment {
+    /// The process's own.
+    pub fn from_process() -> Self {
+        // A value that is not UTF-8 is none of ours.
+        Self::read(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }))
+    }
+
+    /// For tests.
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
+        Self::read(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    /// What the environment has to say about settings that are flags too.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
+    fn read(variables: impl Iterator<Item = (String, String)>) -> Self {
+        let variables: BTreeMap<String, String> = variables.collect();
+        // vLLM's spelling counts where ours is not set.
+        let get = |name: &str| {
+            variables.get(name).or_else(|| variables.get(&format!("VLLM_{name}"))).cloned()
+        };
+        let mut resolver = BTreeMap::new();
+        for prefix in ["VLLM_LORA_RESOLVER_", "LORA_RESOLVER_"] {
+            for (name, value) in variables.iter().filter(|(name, _)| name.starts_with(prefix)) {
+                resolver.insert(name.trim_start_matches("VLLM_").to_owned(), value.clone());
+            }
+        }
+        let key = variables.get("VLLM_API_KEY").filter(|key| !key.is_empty());
+        Self {
+            log: variables.get("RUST_LOG").cloned(),
+            allow_runtime_lora_updating: get("ALLOW_RUNTIME_LORA_UPDATING").is_some_and(|value| {
+                ["1", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
+            }),
+            plugins: get("PLUGINS").map(|list| names(&list)).unwrap_or_default(),
+            resolver,
+            settings: Settings {
+                plugin_dir: get("PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(Into::into),
+                api_key: key
+                    .map(|key| key.parse().expect("any text is a key"))
+                    .into_iter()
+                    .collect(),
+                ..Settings::default()
+            },
+        }
+    }
+}
+
+fn names(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Into::into).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_spelling_beats_that_of_vllm() {
+        let environment = Environment::from_pairs(&[
+            ("PLUGINS", "b, a ,"),
+            ("VLLM_PLUGINS", "c"),
+            ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "yes"),
+            ("VLLM_LORA_RESOLVER_CACHE_DIR", "/vllm"),
+            ("LORA_RESOLVER_CACHE_DIR", "/ours"),
+            ("VLLM_LORA_RESOLVER_HF_REPO_LIST", "x"),
+        ]);
+        assert_eq!(environment.plugins, ["b", "a"]);
+        assert!(!environment.allow_runtime_lora_updating, "only 1 and true switch it on");
+        assert_eq!(environment.resolver["LORA_RESOLVER_CACHE_DIR"], "/ours");
+        assert_eq!(environment.resolver["LORA_RESOLVER_HF_REPO_LIST"], "x");
+    }
+}

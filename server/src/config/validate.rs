@@ -1,0 +1,237 @@
+//! The one check of all settings together: what cannot work is refused here, in one line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use loraplex_core::{
+    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, SchedulerConfig,
+};
+
+use super::env::Environment;
+use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
+use crate::args::{DeviceName, LoadFormat, ModelDtype, Settings, UpdatePolicy};
+use crate::auth::Guard;
+use crate::lora_modules::{self, LoraModule};
+
+pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<ServerConfig> {
+    let model = settings.model.as_deref().context(
+        "no model: name a Hugging Face folder or a .gguf file, or start with `server demo`",
+    )?;
+    let model_path = model_path(model)?;
+    let devices = settings.tensor_parallel_size.unwrap_or(1);
+    ensure!(devices == 1, "--tensor-parallel-size {devices}: one device is all there is for now");
+    let http = HttpConfig {
+        host: settings.host.clone().unwrap_or_else(|| "127.0.0.1".into()),
+        port: settings.port.unwrap_or(8000),
+        guard: Guard::new(&settings.api_key, &settings.admin_api_key),
+        shutdown_timeout: Duration::from_secs(settings.shutdown_timeout.unwrap_or(30)),
+    };
+    ensure!(http.guard.keys_are_usable(), "--api-key and --admin-api-key must not be empty");
+    let runtime = runtime(&settings, environment, &http)?;
+    let mut served_model_names = settings.served_model_name.clone();
+    if served_model_names.is_empty() {
+        served_model_names.push(model.to_owned());
+    }
+    ensure!(
+        served_model_names.iter().all(|name| !name.is_empty()),
+        "--served-model-name must not be empty"
+    );
+    let engine = EngineConfig {
+        served_model_name: served_model_names.first().cloned(),
+        ..engine(&settings, model_path)?
+    };
+    let lora_modules = modules(&settings, &served_model_names, engine.lora.enabled)?;
+    let notes = notes(&settings, &runtime);
+    Ok(ServerConfig { http, served_model_names, engine, lora_modules, runtime, notes })
+}
+
+fn model_path(model: &str) -> Result<PathBuf> {
+    let path = lora_modules::expand_home(model);
+    let gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if path.is_dir() {
+        let config = path.join("config.json");
+        ensure!(config.is_file(), "{model} has no config.json: it is no Hugging Face model folder");
+    } else if path.is_file() {
+        ensure!(gguf, "{model} is a file but no .gguf: name a .gguf file or a model folder");
+    } else if gguf || path.is_absolute() || model.split('/').count() != 2 {
+        bail!("there is no {model}: name a Hugging Face folder or a .gguf file");
+    } else {
+        bail!(
+            "there is no folder {model} here, and loading from the Hub is not supported yet: \
+             download the model and name its folder"
+        );
+    }
+    Ok(path)
+}
+
+fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
+    let scheduler = SchedulerConfig::default();
+    let cache = CacheConfig::default();
+    let lora = LoraConfig::default();
+    let scheduler = SchedulerConfig {
+        max_num_seqs: settings.max_num_seqs.unwrap_or(scheduler.max_num_seqs),
+        max_num_batched_tokens: settings
+            .max_num_batched_tokens
+            .unwrap_or(scheduler.max_num_batched_tokens),
+        max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
+    };
+    let size = match &settings.kv_cache_memory_bytes {
+        Some(text) => CacheSize::Bytes(size::bytes(text).context("--kv-cache-memory-bytes")?),
+        None => cache.size,
+    };
+    for (name, text) in [
+        ("--lora-pool-memory", &settings.lora_pool_memory),
+        ("--lora-host-memory", &settings.lora_host_memory),
+    ] {
+        if let Some(text) = text {
+            size::bytes(text).context(name)?;
+        }
+    }
+    for (name, value) in [
+        ("--max-model-len", settings.max_model_len),
+        ("--max-num-seqs", settings.max_num_seqs),
+        ("--max-num-batched-tokens", settings.max_num_batched_tokens),
+        ("--max-queued-requests", settings.max_queued_requests),
+        ("--block-size", settings.block_size),
+        ("--max-lora-rank", settings.max_lora_rank),
+        ("--max-loras", settings.max_loras),
+        ("--max-cpu-loras", settings.max_cpu_loras),
+        ("--threads", settings.threads),
+    ] {
+        ensure!(value != Some(0), "{name} must be at least 1");
+    }
+    if let Some(share) = settings.gpu_memory_utilization {
+        let fits = share > 0.0 && share <= 1.0;
+        ensure!(fits, "--gpu-memory-utilization {share} must be over 0 and at most 1");
+    }
+    Ok(EngineConfig {
+        dtype: match settings.dtype {
+            None | Some(ModelDtype::Auto) => None,
+            Some(ModelDtype::Bfloat16) => Some(DType::Bf16),
+            Some(ModelDtype::Float16) => Some(DType::F16),
+            Some(ModelDtype::Float32) => Some(DType::F32),
+        },
+        device: match settings.device {
+            None | Some(DeviceName::Auto) => Device::Auto,
+            Some(DeviceName::Cpu) => Device::Cpu,
+            Some(DeviceName::Cuda) => Device::Cuda,
+            Some(DeviceName::Reference) => Device::Reference,
+        },
+        threads: settings.threads,
+        max_model_len: settings.max_model_len,
+        scheduler,
+        cache: CacheConfig {
+            block_size: settings.block_size.unwrap_or(cache.block_size),
+            size,
+            prefix_caching: settings.enable_prefix_caching.unwrap_or(cache.prefix_caching),
+        },
+        lora: LoraConfig {
+            enabled: settings.enable_lora.unwrap_or(lora.enabled),
+            max_rank: settings.max_lora_rank.unwrap_or(lora.max_rank),
+            max_host_adapters: settings.max_cpu_loras.unwrap_or(lora.max_host_adapters),
+        },
+        seed: settings.seed.unwrap_or(0),
+        chat_template: settings.chat_template.as_deref().map(chat_template).transpose()?,
+        dummy_weights: settings.load_format == Some(LoadFormat::Dummy),
+        ..EngineConfig::new(model)
+    })
+}
+
+/// The template itself: `text` is a file's path, or Jinja.
+fn chat_template(text: &str) -> Result<String> {
+    let path = Path::new(text);
+    if path.is_file() {
+        return std::fs::read_to_string(path)
+            .with_context(|| format!("--chat-template {text}: cannot be read"));
+    }
+    let jinja = text.contains("{{") || text.contains("{%");
+    ensure!(jinja, "--chat-template {text}: there is no such file, and it is no template either");
+    Ok(text.to_owned())
+}
+
+fn runtime(
+    settings: &Settings,
+    environment: &Environment,
+    http: &HttpConfig,
+) -> Result<RuntimeConfig> {
+    let updating = environment.allow_runtime_lora_updating;
+    let plugins = environment.plugins.clone();
+    if !plugins.is_empty() {
+        let list = plugins.join(", ");
+        ensure!(
+            updating,
+            "PLUGINS names {list}, but resolvers load adapters at run time and \
+             ALLOW_RUNTIME_LORA_UPDATING is not 1: set it, or unset PLUGINS"
+        );
+        bail!("PLUGINS names {list}, but this version has no resolver plugins yet: unset PLUGINS");
+    }
+    ensure!(
+        !updating || http.is_loopback() || http.guard.has_admin_key(),
+        "ALLOW_RUNTIME_LORA_UPDATING=1 on {}: whoever reaches this address could load adapters; \
+         set --admin-api-key, or listen on 127.0.0.1",
+        http.host
+    );
+    Ok(RuntimeConfig { updating, plugins, plugin_dir: settings.plugin_dir.clone() })
+}
+
+fn modules(settings: &Settings, served: &[String], enabled: bool) -> Result<Vec<LoraModule>> {
+    let mut modules: Vec<LoraModule> = Vec::new();
+    for item in &settings.lora_modules {
+        let Some(module) = lora_modules::parse(item)? else { continue };
+        let name = &module.name;
+        ensure!(
+            !served.contains(name),
+            "The lora adapter '{name}' conflicts with a served base model."
+        );
+        ensure!(
+            modules.iter().all(|other| other.name != *name),
+            "The lora adapter '{name}' has already been loaded: --lora-modules names it twice"
+        );
+        modules.push(module);
+    }
+    ensure!(
+        enabled || modules.is_empty(),
+        "--lora-modules names {} adapters, but --no-enable-lora refuses all",
+        modules.len()
+    );
+    Ok(modules)
+}
+
+/// What was set and has no effect yet.
+fn notes(settings: &Settings, runtime: &RuntimeConfig) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut note = |set: bool, text: &str| {
+        if set {
+            notes.push(text.to_owned());
+        }
+    };
+    note(settings.max_loras.is_some(), "--max-loras: adapters share no pool yet; no effect");
+    note(
+        settings.lora_pool_memory.is_some(),
+        "--lora-pool-memory: adapters share no pool yet; no effect",
+    );
+    note(
+        settings.lora_host_memory.is_some(),
+        "--lora-host-memory: use --max-cpu-loras for now; no effect",
+    );
+    note(settings.lora_dtype.is_some(), "--lora-dtype: adapters take the model's type; no effect");
+    note(settings.lora_backend.is_some(), "--lora-backend: there is one implementation; no effect");
+    note(
+        settings.gpu_memory_utilization.is_some(),
+        "--gpu-memory-utilization: there is no GPU backend yet; no effect",
+    );
+    note(
+        settings.lora_update_policy == Some(UpdatePolicy::Follow),
+        "--lora-update-policy follow: adapters are not reloaded at run time yet; no effect",
+    );
+    note(
+        runtime.updating,
+        "ALLOW_RUNTIME_LORA_UPDATING: adapters are not loaded at run time yet; no effect",
+    );
+    note(
+        !settings.plugins.is_empty(),
+        "plugins: this version has no resolver plugins yet; the tables have no effect",
+    );
+    notes
+}

@@ -1,0 +1,94 @@
+//! From a checked call to running engine requests: what both generating routes share.
+
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use loraplex_core::{Adapter, GenerateRequest, Output, OutputStream, SamplingParams};
+
+use crate::convert::Call;
+use crate::error::{ApiError, ApiResult};
+use crate::reply::logprobs::Names;
+use crate::reply::{Head, now};
+use crate::state::AppState;
+
+/// A client's own name for a call.
+pub(crate) const REQUEST_ID: &str = "x-request-id";
+
+const MAX_ID_BYTES: usize = 256;
+
+/// A call whose requests the engine has taken.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) head: Head,
+    /// Prompt by prompt, `n` each.
+    pub(crate) outputs: Vec<OutputStream>,
+}
+
+impl Started {
+    /// Gives every output of `call` to the engine, or none of them. `kind` opens the call's id.
+    pub(crate) async fn new(
+        app: &AppState,
+        headers: &HeaderMap,
+        kind: &str,
+        call: Call,
+    ) -> ApiResult<Self> {
+        let id = format!("{kind}-{}", request_id(headers, call.request_id.as_deref())?);
+        let adapter = app.adapter(call.model.as_deref()).await?;
+        let mut outputs = Vec::with_capacity(call.prompts.len() * call.n);
+        for index in 0..call.prompts.len() * call.n {
+            // A failure drops, and so aborts, the ones before it.
+            outputs.push(app.engine.submit(request(&call, index, &id, adapter.as_ref()))?);
+        }
+        let head = Head {
+            created: now(),
+            model: app.answer_name(adapter.as_deref()),
+            names: Names {
+                tokenizer: app.converter.tokenizer.clone(),
+                as_ids: call.reply.tokens_as_ids,
+            },
+            reply: call.reply,
+            prompts: call.prompts,
+            n: call.n,
+            id,
+        };
+        Ok(Self { head, outputs })
+    }
+
+    /// Waits for all outputs.
+    pub(crate) async fn collect(self) -> ApiResult<(Head, Vec<Output>)> {
+        let outputs = self.outputs.into_iter().map(OutputStream::collect);
+        Ok((self.head, futures::future::try_join_all(outputs).await?))
+    }
+}
+
+fn request(call: &Call, index: usize, id: &str, adapter: Option<&Arc<Adapter>>) -> GenerateRequest {
+    let prompt = &call.prompts[index / call.n];
+    let choice = (index % call.n) as u64;
+    GenerateRequest {
+        id: format!("{id}-{index}"),
+        prompt: prompt.tokens.clone(),
+        adapter: adapter.cloned(),
+        params: SamplingParams {
+            max_tokens: prompt.max_tokens,
+            seed: call.params.seed.map(|seed| seed.wrapping_add(choice)),
+            ..call.params.clone()
+        },
+        text: call.text.clone(),
+        cache_salt: call.cache_salt.clone(),
+        priority: call.priority,
+        prompt_logprobs: call.prompt_logprobs,
+    }
+}
+
+/// The header's, the body's, or a new one.
+fn request_id(headers: &HeaderMap, body: Option<&str>) -> ApiResult<String> {
+    let header = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    match header.filter(|id| !id.is_empty()).or(body) {
+        Some(id) if id.len() > MAX_ID_BYTES => Err(ApiError::param(
+            "request_id",
+            format!("the request's id has {} bytes, {MAX_ID_BYTES} is the limit", id.len()),
+        )),
+        Some(id) => Ok(id.to_owned()),
+        None => Ok(uuid::Uuid::new_v4().simple().to_string()),
+    }
+}

@@ -1,0 +1,66 @@
+//! What operators and their machines ask: alive, which version, how much, what routes.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::OpenApi;
+
+use crate::state::App;
+
+/// Whether requests can be served
+#[utoipa::path(
+    get, path = "/health",
+    responses((status = 200, description = "Yes"), (status = 503, description = "The engine is gone"))
+)]
+pub(crate) async fn health(State(app): State<App>) -> StatusCode {
+    if app.engine.is_alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// The server's version
+#[utoipa::path(get, path = "/version", responses((status = 200, description = "{\"version\"}")))]
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// Metrics for Prometheus
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text")))]
+pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    // Scrapers that do not ask for OpenMetrics read it as the older format, which differs in its header alone.
+    let kind = match accepts {
+        Some(accepts) if accepts.contains("application/openmetrics-text") => {
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        }
+        _ => "text/plain; version=0.0.4; charset=utf-8",
+    };
+    ([(header::CONTENT_TYPE, kind)], app.metrics.encode()).into_response()
+}
+
+/// This document
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
+pub(crate) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(ApiDoc::openapi())
+}
+
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "loraplex",
+        description = "One base model and many LoRA adapters behind the OpenAI API"
+    ),
+    paths(
+        health,
+        version,
+        metrics,
+        openapi,
+        crate::models::list,
+        crate::models::get,
+        crate::completions::create,
+        crate::chat::create,
+        crate::tokenize::tokenize,
+        crate::tokenize::detokenize
+    )
+)]
+pub(crate) struct ApiDoc;

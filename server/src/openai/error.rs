@@ -1,0 +1,25 @@
+//! A failure.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Body of every failure.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorResponse {
+    /// The failure.
+    pub error: ErrorBody,
+}
+
+/// What failed.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// For people.
+    pub message: String,
+    /// For programs.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The field at fault, if one is.
+    pub param: Option<String>,
+    /// The status.
+    pub code: u16,
+}

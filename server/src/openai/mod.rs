@@ -1,0 +1,12 @@
+//! Wire types: what OpenAI's, and vLLM's, clients send and read. Shapes only; `convert` checks what they say.
+
+pub mod chat;
+pub mod completion;
+pub mod error;
+pub mod input;
+pub mod logprobs;
+pub mod model;
+pub mod sampling;
+pub mod tokenize;
+pub mod unsupported;
+pub mod usage;

@@ -1,0 +1,118 @@
+//! Fields of OpenAI's and vLLM's requests that would change the output and that this server does not have.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+
+/// Fields that are refused unless they say nothing: null, false, or empty.
+const FIELDS: &[&str] = &[
+    "allowed_token_ids",
+    "audio",
+    "bad_words",
+    "chat_template",
+    "function_call",
+    "functions",
+    "guided_choice",
+    "guided_decoding_backend",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "length_penalty",
+    "logits_processors",
+    "mm_processor_kwargs",
+    "prediction",
+    "prompt_embeds",
+    "response_format",
+    "structured_outputs",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+    "web_search_options",
+];
+
+/// The fields of a body that must be refused.
+#[derive(Debug, Default)]
+pub struct Unsupported(pub Vec<&'static str>);
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Body;
+
+        impl<'de> Visitor<'de> for Body {
+            type Value = Unsupported;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unsupported, A::Error> {
+                let mut found = Vec::new();
+                let mut tool_choice = None;
+                while let Some(key) = map.next_key::<Key<'_>>()? {
+                    let Some(&field) = FIELDS.iter().find(|field| **field == key.0) else {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
+                    let value = map.next_value::<Value>()?;
+                    if field == "tool_choice" {
+                        tool_choice = Some(value);
+                    } else if !is_harmless(field, &value) {
+                        found.push(field);
+                    }
+                }
+                // Tools that cannot be called only reach the template.
+                if tool_choice.is_some_and(|choice| choice == "none") {
+                    found.retain(|field| *field != "tools");
+                }
+                Ok(Unsupported(found))
+            }
+        }
+
+        deserializer.deserialize_map(Body)
+    }
+}
+
+/// A key, borrowed where the body spells it plainly.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn is_harmless(field: &str, value: &Value) -> bool {
+    match (field, value) {
+        (_, Value::Null | Value::Bool(false)) => true,
+        (_, Value::String(text)) => text.is_empty(),
+        (_, Value::Array(list)) => list.is_empty(),
+        ("response_format", Value::Object(fields)) => {
+            fields.get("type").is_some_and(|kind| kind == "text")
+        }
+        (_, Value::Object(fields)) => fields.is_empty(),
+        ("length_penalty", Value::Number(number)) => number.as_f64() == Some(1.0),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_the_output_is_found() {
+        for (json, found) in [
+            (r#"{"tools":[],"response_format":{"type":"text"},"guided_json":null}"#, vec![]),
+            (r#"{"suffix":"","use_beam_search":false,"length_penalty":1.0}"#, vec![]),
+            (r#"{"tools":[{}],"tool_choice":"none"}"#, vec![]),
+            (r#"{"tools":[{}],"tool_choice":"auto"}"#, vec!["tools"]),
+            (r#"{"tool_choice":"auto","user":"x"}"#, vec![]),
+            (r#"{"response_format":{"type":"json_object"}}"#, vec!["response_format"]),
+            (r#"{"suffix":"x","functions":[{}]}"#, vec!["suffix", "functions"]),
+            (r#"{"guided_regex":"a+","x":[[[1]]]}"#, vec!["guided_regex"]),
+        ] {
+            let Unsupported(fields) = serde_json::from_str(json).unwrap();
+            assert_eq!(fields, found, "{json}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Answers of `/v1/chat/completions`.
+
+use loraplex_core::Output;
+
+use super::{Head, Tally, Writer, finish_reason, json, logprobs, stop_reason};
+use crate::convert::Echo;
+use crate::openai::chat::{
+    ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatMessage, ChatResponse,
+};
+use crate::openai::usage::Usage;
+
+const ROLE: &str = "assistant";
+
+/// The whole answer.
+pub(crate) fn whole(head: Head, outputs: Vec<Output>) -> ChatResponse {
+    let mut tally = Tally::default();
+    for (index, output) in outputs.iter().enumerate() {
+        tally.add(&head, index, output);
+    }
+    let reply = &head.reply;
+    let positions = outputs.first().and_then(|output| output.prompt_logprobs.as_deref());
+    let positions = positions.filter(|_| reply.prompt_logprobs);
+    let prompt_logprobs = positions.map(|list| logprobs::prompt(&head.names, list));
+    let choice = |(index, output): (usize, Output)| ChatChoice {
+        index,
+        logprobs: reply.logprobs.then(|| logprobs::chat(&head.names, &output.tokens)),
+        token_ids: reply.token_ids.then(|| output.tokens.iter().map(|token| token.id).collect()),
+        message: ChatMessage {
+            role: ROLE,
+            content: match &reply.echo {
+                Echo::Text(text) => format!("{text}{}", output.text),
+                _ => output.text,
+            },
+            refusal: None,
+        },
+        finish_reason: output.finish.as_ref().map(finish_reason),
+        stop_reason: output.finish.and_then(stop_reason),
+    };
+    ChatResponse {
+        choices: outputs.into_iter().enumerate().map(choice).collect(),
+        object: "chat.completion",
+        created: head.created,
+        usage: tally.usage(&head),
+        prompt_logprobs,
+        prompt_token_ids: reply.token_ids.then(|| head.prompts[0].tokens.clone()),
+        model: head.model.clone(),
+        id: head.id.clone(),
+    }
+}
+
+/// The chunks of a streamed answer.
+#[derive(Debug)]
+pub(crate) struct ChatWriter {
+    head: Head,
+    started: Vec<bool>,
+    tally: Tally,
+}
+
+impl ChatWriter {
+    pub(crate) fn new(head: Head) -> Self {
+        Self { started: vec![false; head.n], head, tally: Tally::default() }
+    }
+
+    fn chunk(&self, choice: ChatChunkChoice) -> ChatChunk {
+        let continuous = self.head.streaming().continuous_usage;
+        let usage = continuous.then(|| self.tally.usage(&self.head));
+        self.bare_chunk(vec![choice], usage)
+    }
+
+    fn bare_chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> ChatChunk {
+        ChatChunk {
+            id: self.head.id.clone(),
+            object: "chat.completion.chunk",
+            created: self.head.created,
+            model: self.head.model.clone(),
+            choices,
+            usage,
+            prompt_token_ids: None,
+        }
+    }
+
+    /// The chunk with the role, and the one with what the answer repeats.
+    fn begin(&self, index: usize) -> Vec<String> {
+        let say = |role: Option<&'static str>, text: &str| ChatChunkChoice {
+            index,
+            delta: ChatDelta { role, content: Some(text.to_owned()) },
+            ..ChatChunkChoice::default()
+        };
+        let mut role = self.chunk(say(Some(ROLE), ""));
+        if self.head.reply.token_ids {
+            role.prompt_token_ids = Some(self.head.prompt(index).tokens.clone());
+        }
+        let mut chunks = vec![json(&role)];
+        if let Echo::Text(text) = &self.head.reply.echo {
+            chunks.push(json(&self.chunk(say(None, text))));
+        }
+        chunks
+    }
+}
+
+impl Writer for ChatWriter {
+    fn piece(&mut self, index: usize, piece: Output) -> Vec<String> {
+        let first = !std::mem::replace(&mut self.started[index], true);
+        let mut chunks = if first { self.begin(index) } else { Vec::new() };
+        self.tally.add(&self.head, index, &piece);
+        let reply = &self.head.reply;
+        let details = reply.logprobs || reply.token_ids;
+        if piece.text.is_empty() && piece.finish.is_none() && !details {
+            return chunks;
+        }
+        let choice = ChatChunkChoice {
+            index,
+            logprobs: reply.logprobs.then(|| logprobs::chat(&self.head.names, &piece.tokens)),
+            token_ids: reply.token_ids.then(|| piece.tokens.iter().map(|token| token.id).collect()),
+            delta: ChatDelta {
+                role: None,
+                content: (!piece.text.is_empty()).then_some(piece.text),
+            },
+            finish_reason: piece.finish.as_ref().map(finish_reason),
+            stop_reason: piece.finish.and_then(stop_reason),
+        };
+        chunks.push(json(&self.chunk(choice)));
+        chunks
+    }
+
+    fn end(&mut self) -> Vec<String> {
+        if !self.head.streaming().usage {
+            return Vec::new();
+        }
+        let usage = self.tally.usage(&self.head);
+        vec![json(&self.bare_chunk(Vec::new(), Some(usage)))]
+    }
+}

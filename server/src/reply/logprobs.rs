@@ -1,0 +1,100 @@
+//! Log-probabilities in the shapes of both routes.
+
+use std::sync::Arc;
+
+use loraplex_core::{OutputToken, TokenLogprobs, Tokenizer};
+use serde_json::{Map, Value, json};
+
+use crate::openai::logprobs::{
+    ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, PromptLogprobs, TopLogprob,
+};
+
+/// JSON has no infinity; vLLM says this instead.
+const LEAST: f32 = -9999.0;
+
+/// How tokens are written.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// As `token_id:123`.
+    pub(crate) as_ids: bool,
+}
+
+impl Names {
+    fn name(&self, id: u32) -> String {
+        if self.as_ids { format!("token_id:{id}") } else { self.text(id) }
+    }
+
+    fn text(&self, id: u32) -> String {
+        String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned()
+    }
+}
+
+impl CompletionLogprobs {
+    /// Appends a drawn token. `offset` is where its text starts and moves behind it.
+    pub(super) fn push(&mut self, names: &Names, scores: &TokenLogprobs, offset: &mut usize) {
+        let mut top = Map::new();
+        top.insert(names.name(scores.token), finite(scores.logprob).into());
+        for &(id, logprob) in &scores.top {
+            // Two tokens may read alike; the better one counts.
+            top.entry(names.name(id)).or_insert_with(|| finite(logprob).into());
+        }
+        self.push_token(names, scores.token, offset);
+        self.token_logprobs.push(Some(finite(scores.logprob)));
+        self.top_logprobs.push(Some(top));
+    }
+
+    /// Appends a token that has no probability: the first of a prompt.
+    pub(super) fn push_first(&mut self, names: &Names, id: u32, offset: &mut usize) {
+        self.push_token(names, id, offset);
+        self.token_logprobs.push(None);
+        self.top_logprobs.push(None);
+    }
+
+    fn push_token(&mut self, names: &Names, id: u32, offset: &mut usize) {
+        self.text_offset.push(*offset);
+        *offset += names.text(id).chars().count();
+        self.tokens.push(names.name(id));
+    }
+}
+
+/// Log-probabilities of a piece of an answer.
+pub(super) fn chat(names: &Names, tokens: &[OutputToken]) -> ChatLogprobs {
+    let content = tokens.iter().filter_map(|token| token.logprobs.as_ref()).map(|scores| {
+        let top = scores.top.iter().map(|&(id, logprob)| TopLogprob {
+            token: names.name(id),
+            logprob: finite(logprob),
+            bytes: names.tokenizer.token_bytes(id),
+        });
+        ChatTokenLogprob {
+            token: names.name(scores.token),
+            logprob: finite(scores.logprob),
+            bytes: names.tokenizer.token_bytes(scores.token),
+            top_logprobs: top.collect(),
+        }
+    });
+    ChatLogprobs { content: content.collect() }
+}
+
+/// Log-probabilities of a prompt, as vLLM writes them.
+pub(super) fn prompt(names: &Names, positions: &[Option<TokenLogprobs>]) -> PromptLogprobs {
+    let position = |scores: &TokenLogprobs| {
+        let mut tokens = Map::new();
+        let mut insert = |id: u32, logprob: f32, rank: u64| {
+            let entry: Value = json!({
+                "logprob": finite(logprob), "rank": rank, "decoded_token": names.text(id)
+            });
+            tokens.entry(id.to_string()).or_insert(entry);
+        };
+        insert(scores.token, scores.logprob, u64::from(scores.rank) + 1);
+        for (&(id, logprob), rank) in scores.top.iter().zip(1..) {
+            insert(id, logprob, rank);
+        }
+        tokens
+    };
+    positions.iter().map(|scores| scores.as_ref().map(position)).collect()
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { LEAST }
+}

@@ -1,0 +1,95 @@
+//! The whole API on one screen.
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use serde_json::{Value, json};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::auth::{self, Access};
+use crate::error::ApiError;
+use crate::state::App;
+use crate::{chat, completions, health, limits, models, tokenize};
+
+/// A path, who may call it, and what answers.
+struct Route {
+    path: &'static str,
+    access: Access,
+    handler: fn() -> MethodRouter<App>,
+}
+
+const fn route(path: &'static str, access: Access, handler: fn() -> MethodRouter<App>) -> Route {
+    Route { path, access, handler }
+}
+
+const ROUTES: &[Route] = &[
+    route("/health", Access::Public, || get(health::health)),
+    route("/version", Access::Public, || get(health::version)),
+    route("/metrics", Access::Public, || get(health::metrics)),
+    route("/openapi.json", Access::Public, || get(health::openapi)),
+    route("/v1/models", Access::User, || get(models::list)),
+    route("/v1/models/{*id}", Access::User, || get(models::get)),
+    route("/v1/completions", Access::User, || post(completions::create)),
+    route("/v1/chat/completions", Access::User, || post(chat::create)),
+    route("/tokenize", Access::User, || post(tokenize::tokenize)),
+    route("/detokenize", Access::User, || post(tokenize::detokenize)),
+];
+
+/// Who may call the route that the router has matched. What no route matches is not for everyone.
+pub(crate) fn access(path: Option<&str>) -> Access {
+    let route = ROUTES.iter().find(|route| Some(route.path) == path);
+    route.map_or(Access::User, |route| route.access)
+}
+
+/// The router with its layers.
+pub fn router(app: App) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        router = router.route(route.path, (route.handler)());
+    }
+    router
+        .fallback(|| async { bare(StatusCode::NOT_FOUND, "Not Found", "NotFoundError") })
+        .method_not_allowed_fallback(|| async {
+            bare(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", "BadRequestError")
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), auth::layer))
+        .layer(middleware::from_fn_with_state(app.clone(), limits::check_host))
+        .layer(CatchPanicLayer::custom(|_| {
+            ApiError::internal("a fault of the server's own; its log has more").into_response()
+        }))
+        .layer(middleware::from_fn(limits::log))
+        .with_state(app)
+}
+
+/// No such route or method, for vLLM's clients, which look for `detail`, and for OpenAI's. Some take the word "adapter" for
+/// a sign that the route exists, so the path is not repeated.
+fn bare(status: StatusCode, detail: &str, kind: &'static str) -> Response {
+    let mut body: Value = json!({ "detail": detail });
+    body["error"] = json!(ApiError::new(status, kind, detail).body().error);
+    (status, axum::Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use utoipa::OpenApi;
+
+    #[test]
+    fn every_route_is_classified_and_documented() {
+        let document = health::ApiDoc::openapi();
+        let public = ["/health", "/version", "/metrics", "/openapi.json"];
+        for route in ROUTES {
+            let documented = route.path.replace("{*", "{");
+            assert!(document.paths.paths.contains_key(&documented), "{documented}");
+            let open = route.access == Access::Public;
+            assert_eq!(open, public.contains(&route.path), "{}", route.path);
+            assert_eq!(access(Some(route.path)), route.access);
+        }
+        assert_eq!(document.paths.paths.len(), ROUTES.len());
+        for path in [None, Some("/V1/models"), Some("//health"), Some("/health/")] {
+            assert_eq!(access(path), Access::User);
+        }
+    }
+}

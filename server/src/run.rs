@@ -1,0 +1,141 @@
+//! A configuration to a server that serves until a signal.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use loraplex_core::{Llm, LoraRequest};
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::config::{HttpConfig, ServerConfig};
+use crate::lora_modules::LoraModule;
+use crate::progress::Stderr;
+use crate::routes;
+use crate::serve::Connections;
+use crate::shutdown::Signals;
+use crate::state::{AppState, Serving};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Loads, listens, calls `ready` with the address, and serves until a signal; requests that run then may finish.
+pub async fn run(config: ServerConfig, ready: impl FnOnce(SocketAddr)) -> Result<()> {
+    let mut signals = Signals::new()?;
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
+    let socket = bind(&config.http).await?;
+    tokio::select! {
+        () = signals.next() => {
+            tracing::info!("stopped before the model was loaded");
+            return Ok(());
+        }
+        started = start(&config) => {
+            let (llm, app) = started?;
+            let listener = socket.listen(BACKLOG).with_context(|| address(&config.http))?;
+            let address = listener.local_addr()?;
+            announce(&config, &llm, address);
+            ready(address);
+            serve(&config.http, listener, app, &mut signals).await;
+            // Blocks until the engine's thread has ended.
+            tokio::task::spawn_blocking(move || llm.shutdown(false)).await?;
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Takes the address before the model is loaded, so that a taken one is known at once; nobody can connect yet.
+async fn bind(http: &HttpConfig) -> Result<TcpSocket> {
+    let host = http.host.trim_start_matches('[').trim_end_matches(']');
+    let mut found = tokio::net::lookup_host((host, http.port))
+        .await
+        .with_context(|| format!("--host {}: there is no such address", http.host))?;
+    let found = found.next().with_context(|| format!("--host {}: no address", http.host))?;
+    let socket = if found.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(found).with_context(|| address(http))?;
+    Ok(socket)
+}
+
+fn address(http: &HttpConfig) -> String {
+    format!("cannot listen on {}:{}; another --port may be free", http.host, http.port)
+}
+
+async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
+    let engine = config.engine.clone();
+    let model = engine.model.display().to_string();
+    let llm = tokio::task::spawn_blocking(move || Llm::load(engine, &Stderr::new()))
+        .await
+        .map_err(|error| anyhow!("loading died: {error}"))?
+        .with_context(|| format!("cannot serve {model}"))?;
+    for module in &config.lora_modules {
+        load(&llm, module).await?;
+    }
+    let state = AppState::new(
+        &llm,
+        Serving {
+            served: config.served_model_names.clone(),
+            root: model,
+            guard: config.http.guard.clone(),
+            loopback: config.http.is_loopback(),
+            max_outputs: config.engine.scheduler.max_waiting,
+        },
+    );
+    if config.engine.chat_template.is_some()
+        && let Err(reason) = state.chat_template()
+    {
+        return Err(anyhow!("--chat-template: {reason}"));
+    }
+    Ok((llm, routes::router(Arc::new(state))))
+}
+
+async fn load(llm: &Llm, module: &LoraModule) -> Result<()> {
+    let mut request = LoraRequest::new(&module.name, &module.path);
+    if let Some(base) = &module.base_model_name {
+        request = request.with_base_model(base);
+    }
+    let adapter = llm
+        .adapters()
+        .load(request)
+        .await
+        .with_context(|| format!("--lora-modules {}={}", module.name, module.path.display()))?;
+    tracing::info!(name = ?adapter.name(), rank = adapter.rank, "adapter loaded");
+    Ok(())
+}
+
+fn announce(config: &ServerConfig, llm: &Llm, address: SocketAddr) {
+    let info = llm.info();
+    tracing::info!(
+        "serving {} ({}, {} tokens of context) with {} adapters on {}",
+        config.served_model_names[0],
+        info.architecture,
+        info.max_model_len,
+        config.lora_modules.len(),
+        info.device
+    );
+    if !config.http.is_loopback() && !config.http.guard.has_user_key() {
+        tracing::warn!("whoever reaches {address} can use this server: there is no --api-key");
+    }
+    tracing::info!("listening on http://{address}");
+}
+
+async fn serve(http: &HttpConfig, listener: TcpListener, app: axum::Router, signals: &mut Signals) {
+    let connections = Connections::default();
+    tokio::select! {
+        () = connections.accept(listener, app) => {}
+        () = signals.next() => {}
+    }
+    connections.drain();
+    let (open, limit) = (connections.open(), http.shutdown_timeout);
+    if open > 0 {
+        tracing::info!("stopping; {open} connections have {} s to finish", limit.as_secs());
+    }
+    tokio::select! {
+        () = connections.drained() => return,
+        () = tokio::time::sleep(limit) => tracing::warn!("{} connections did not finish", connections.open()),
+        () = signals.next() => tracing::warn!("stopping at once"),
+    }
+    connections.abort();
+    connections.drained().await;
+}
