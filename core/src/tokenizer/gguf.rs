@@ -130,7 +130,6 @@ impl Tokenizer {
         };
         vocabulary.add_tokens(&mut inner)?;
         let ends = vocabulary.ends(bos)?;
-        let tokens = vocabulary.tokens;
-        Self::new(inner, Some(ends), tokens.len() as u32, |id| tokens.get(id as usize).cloned())
+        Self::new(inner, Some(ends), vocabulary.tokens.iter().cloned().map(Some).collect())
     }
 }

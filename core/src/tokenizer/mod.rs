@@ -3,6 +3,7 @@
 //! What this module must never do: cut or pad a text because the tokenizer's file says so, or decode in a way that
 //! depends on how tokens arrive: a [`TokenStream`] and [`Tokenizer::decode`] share one decoder.
 
+mod bound;
 mod gguf;
 mod pieces;
 mod stream;
@@ -16,6 +17,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 pub use self::stream::TokenStream;
 
+use self::bound::Bound;
 use self::pieces::Pieces;
 use self::stream::TextDecoder;
 use crate::error::{Error, Result};
@@ -31,6 +33,8 @@ pub struct Tokenizer {
     pieces: Pieces,
     /// What goes around a text, where the model says so itself; otherwise its post-processor knows.
     ends: Option<Ends>,
+    /// See [`least_tokens`](Self::least_tokens).
+    bound: Option<Bound>,
 }
 
 /// Tokens around a text.
@@ -67,10 +71,10 @@ impl Tokenizer {
             named.push(text.zip(id));
         }
         // As transformers does: a token that the configuration names is never split, whatever the file says.
-        let special = named.iter().flatten().map(|(text, _)| AddedToken::from(text.clone(), true));
-        inner
-            .add_special_tokens(special.collect::<Vec<_>>())
-            .map_err(|e| refuse("tokenizer_config.json", &e))?;
+        let added = inner.get_added_tokens_decoder();
+        let new = named.iter().flatten().filter(|(_, id)| !added.contains_key(id));
+        let new: Vec<_> = new.map(|(text, _)| AddedToken::from(text.clone(), true)).collect();
+        inner.add_special_tokens(new).map_err(|e| refuse("tokenizer_config.json", &e))?;
         let id = |at: usize| named.get(at).and_then(Option::as_ref).map(|(_, id)| *id);
         let flag = |key: &str| config.get(key).map(|flag| flag.as_bool().unwrap_or(false));
         let ends = match (flag("add_bos_token"), flag("add_eos_token")) {
@@ -81,20 +85,17 @@ impl Tokenizer {
             }),
         };
         let size = inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
-        let text = |id| inner.id_to_token(id);
-        Self::new(inner.clone(), ends, size, text)
+        if size == 0 || size > MAX_ID {
+            return Err(Error::invalid(format!(
+                "tokenizer.json: {size} token ids are out of range"
+            )));
+        }
+        let texts = (0..size).map(|id| inner.id_to_token(id)).collect();
+        Self::new(inner, ends, texts)
     }
 
-    /// `size` ids, whose texts `text` knows.
-    fn new(
-        mut inner: Inner,
-        ends: Option<Ends>,
-        size: u32,
-        text: impl Fn(u32) -> Option<String>,
-    ) -> Result<Self> {
-        if size == 0 || size > MAX_ID {
-            return Err(Error::invalid(format!("token ids up to {size} are out of range")));
-        }
+    /// `texts` holds the tokens by id, where the vocabulary has them.
+    fn new(mut inner: Inner, ends: Option<Ends>, texts: Vec<Option<String>>) -> Result<Self> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| refuse("tokenizer", &e))?;
         let decoder = match inner.get_decoder() {
@@ -104,8 +105,9 @@ impl Tokenizer {
         };
         let added = inner.get_added_tokens_decoder();
         let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
-        let pieces = Pieces::new(&decoder, size, text, special)?;
-        Ok(Self { inner, pieces, ends })
+        let pieces = Pieces::new(&decoder, texts, special)?;
+        let bound = Bound::find(&inner, &pieces);
+        Ok(Self { inner, pieces, ends, bound })
     }
 
     /// The tokens of `text`. Special tokens written in it count as such; `add_special` puts those around it that the
@@ -162,10 +164,10 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// Bytes of the longest token: `n` bytes of text are at least `n / longest_token` tokens, unless the tokenizer
-    /// drops or composes characters.
-    pub fn longest_token(&self) -> usize {
-        self.pieces.longest()
+    /// At least this many tokens come of `text`; 0 where no bound is known. A glance at its bytes, so that what cannot
+    /// fit is refused before it is tokenised.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.bound.as_ref().map_or(0, |bound| bound.least(text))
     }
 }
 

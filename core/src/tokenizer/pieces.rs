@@ -36,24 +36,23 @@ const SPECIAL: u8 = 2;
 const BYTE: u8 = 4;
 
 impl Pieces {
-    /// The table for `size` ids and a decoder as `tokenizer.json` writes it.
+    /// The table for tokens by id and a decoder as `tokenizer.json` writes it.
     pub(super) fn new(
         decoder: &Value,
-        size: u32,
-        text: impl Fn(u32) -> Option<String>,
+        texts: Vec<Option<String>>,
         special: impl Fn(u32) -> bool,
     ) -> Result<Self> {
         let rules = Rules::find(decoder)?;
         let mut pieces = Self {
             scheme: rules.scheme,
             bytes: Vec::new(),
-            ends: Vec::with_capacity(size as usize),
-            flags: Vec::with_capacity(size as usize),
+            ends: Vec::with_capacity(texts.len()),
+            flags: Vec::with_capacity(texts.len()),
         };
         let byte_of_char = byte_of_char();
-        for id in 0..size {
+        for (text, id) in texts.into_iter().zip(0..) {
             let mut flags = 0;
-            if let Some(text) = text(id) {
+            if let Some(text) = text {
                 flags |= KNOWN;
                 flags |= rules.append(&text, &byte_of_char, &mut pieces.bytes);
             }
@@ -99,6 +98,17 @@ impl Pieces {
 
     pub(super) fn longest(&self) -> usize {
         (0..self.ends.len() as u32).map(|id| self.bytes(id).len()).max().unwrap_or(0)
+    }
+
+    /// The bytes that are tokens by themselves.
+    pub(super) fn single_bytes(&self) -> [bool; 256] {
+        let mut found = [false; 256];
+        for id in 0..self.ends.len() as u32 {
+            if let ([byte], false) = (self.bytes(id), self.is_special(id)) {
+                found[usize::from(*byte)] = true;
+            }
+        }
+        found
     }
 
     fn has(&self, id: u32, flag: u8) -> bool {

@@ -151,7 +151,7 @@ fn main() {
     );
     let bytes = (shape.weights() * model.dtype().size()) as f64;
     println!(
-        "{:<18} {:>9} {:>7} {:>6} {:>8} {:>6} | ms: qkv, attention, o, gate_up, down, sample",
+        "{:<18} {:>9} {:>7} {:>6} {:>8} {:>6} | ms: embed, qkv, attention, o, gate_up, down, sample",
         "", "ms", "GB/s", "share", "GFLOP/s", "share"
     );
     for (workload, samples) in workloads.iter().zip(&all) {
@@ -169,13 +169,14 @@ fn report(shape: &Shape, bytes: f64, workload: &Workload, samples: &[(Times, f64
         * (rows * shape.layers * shape.layer_weights()
             + workload.sequences.len() * shape.vocab * shape.hidden) as f64;
     println!(
-        "{:<18} {:>9.3} {:>7.1} {:>6.3} {:>8.1} {:>6.3} | {:.2} {:.2} {:.2} {:.2} {:.2} {:.2}",
+        "{:<18} {:>9.3} {:>7.1} {:>6.3} {:>8.1} {:>6.3} | {:.2} {:.2} {:.2} {:.2} {:.2} {:.2} {:.2}",
         workload.name,
         ms(|times| times.total),
         of(&|(times, ..)| bytes / times.total.as_secs_f64()) / 1e9,
         of(&|(times, read, _)| bytes / times.total.as_secs_f64() / read),
         of(&|(times, ..)| flop / times.total.as_secs_f64()) / 1e9,
         of(&|(times, _, peak)| flop / times.total.as_secs_f64() / peak),
+        ms(|times| times.embed),
         ms(|times| times.qkv),
         ms(|times| times.attention),
         ms(|times| times.o),

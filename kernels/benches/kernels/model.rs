@@ -85,6 +85,7 @@ pub(crate) struct Model {
 /// Time of a step, by kind of operation.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Times {
+    pub(crate) embed: Duration,
     pub(crate) qkv: Duration,
     pub(crate) attention: Duration,
     pub(crate) o: Duration,
@@ -241,8 +242,10 @@ impl Model {
             scale: 0.125,
             window: None,
         };
+        let clock = Instant::now();
         backend.embed(&self.table, &mut self.residual)?;
         backend.rms_norm(&self.residual, &self.layers[0].norm, EPS, &mut self.normed)?;
+        times.embed += clock.elapsed();
         for (layer, weights) in self.layers.iter().enumerate() {
             let clock = Instant::now();
             backend.qkv(QkvOp {

@@ -394,6 +394,7 @@ impl<O: Operands> Pairs<O> {
                     x_stride: self.x_stride,
                     w: pointers,
                     w_stride: self.w_stride,
+                    prefetch: 0,
                     steps: self.steps,
                     c: self.c.wrapping_add(row * self.c_stride + vector * O::S::LANES),
                     c_stride: self.c_stride,

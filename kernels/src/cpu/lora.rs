@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::operands::Operands;
 use super::pack::shape;
 use super::pool::Pool;
-use super::product::{Expand, part_of};
+use super::product::{Expand, PREFETCH, part_of};
 use super::shared::SharedMut;
 use super::simd::Simd;
 use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
@@ -239,6 +239,7 @@ impl Shrink<'_> {
                 x_stride: self.x_stride,
                 w,
                 w_stride: lanes * O::PAIR,
+                prefetch: PREFETCH * lanes * O::PAIR,
                 steps,
                 c: c[rows.start * c_stride..].as_mut_ptr(),
                 c_stride,

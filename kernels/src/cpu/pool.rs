@@ -147,10 +147,15 @@ unsafe fn call<F: Fn(usize, usize) + Sync>(f: *const (), task: usize, worker: us
 impl Shared {
     /// Runs tasks of job `number` until none is left to claim.
     fn help(&self, number: u32, worker: usize) {
+        let mut ended = 0;
         let mut state = self.state.0.load(Ordering::Acquire);
         loop {
             let left = state as u32;
             if (state >> 32) as u32 != number || left == 0 {
+                // Counted once, not a task at a time: the caller watches this line.
+                if ended > 0 {
+                    self.done.0.fetch_add(ended, Ordering::Release);
+                }
                 return;
             }
             let claim = self.state.0.compare_exchange_weak(
@@ -174,7 +179,7 @@ impl Shared {
             if outcome.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.done.0.fetch_add(1, Ordering::Release);
+            ended += 1;
             state = self.state.0.load(Ordering::Acquire);
         }
     }

@@ -15,6 +15,9 @@ use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
 /// second-level cache while all row tiles use them.
 const STEPS_AT_ONCE: usize = 1024;
 
+/// Steps between asking for a cache line of weights and reading it.
+pub(crate) const PREFETCH: usize = 24;
+
 /// Neighbouring panels of a weight, and where their columns go.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strip {
@@ -218,6 +221,7 @@ impl<X> TileRows<X> {
                     x_stride: self.x_stride,
                     w,
                     w_stride,
+                    prefetch: PREFETCH * w_stride,
                     steps: self.steps.len(),
                     c: self.c.wrapping_add(rows.start * self.c_stride + v * lanes),
                     c_stride: self.c_stride,

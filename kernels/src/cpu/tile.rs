@@ -8,6 +8,8 @@
 use super::operands::Operands;
 use super::simd::Simd;
 
+const ROWS_PER_POINTER: usize = 4;
+
 /// Most vectors in a tile.
 pub(crate) const MAX_VECTORS: usize = 8;
 
@@ -22,6 +24,8 @@ pub(crate) struct Tile<O: Operands> {
     pub(crate) w: [*const O::W; MAX_VECTORS],
     /// Elements from one step to the next.
     pub(crate) w_stride: usize,
+    /// Elements from a vector to the cache line that is asked for when it is read.
+    pub(crate) prefetch: usize,
     /// Steps of the sum.
     pub(crate) steps: usize,
     /// First row; the vectors lie one after the other.
@@ -107,17 +111,39 @@ unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
                 }
             }
         }
-        for step in 0..t.steps {
-            let w_at = step * t.w_stride;
-            let mut w = [O::weights(t.w[0].add(w_at)); P];
-            for (w, start) in w.iter_mut().zip(t.w).skip(1) {
-                *w = O::weights(start.add(w_at));
+        // One address for every four rows: the others follow from it by one or three strides, so that all of them have
+        // registers.
+        let mut x = [t.x; 3];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = t.x.add(i * ROWS_PER_POINTER * t.x_stride);
+        }
+        let mut w_at = t.w;
+        for _ in 0..t.steps {
+            let mut w = [O::weights(w_at[0]); P];
+            let mut p = 1;
+            while p < P {
+                w[p] = O::weights(w_at[p]);
+                p += 1;
             }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let x = O::broadcast(t.x.add(r * t.x_stride + step * O::PAIR));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = O::mac(*acc, w, x);
+            let mut r = 0;
+            while r < R {
+                let at = x[r / ROWS_PER_POINTER].add(r % ROWS_PER_POINTER * t.x_stride);
+                let x = O::broadcast(at);
+                let mut p = 0;
+                while p < P {
+                    acc[r][p] = O::mac(acc[r][p], w[p], x);
+                    p += 1;
                 }
+                r += 1;
+            }
+            for x in &mut x {
+                *x = x.add(O::PAIR);
+            }
+            let mut p = 0;
+            while p < P {
+                O::S::prefetch(w_at[p].wrapping_add(t.prefetch));
+                w_at[p] = w_at[p].add(t.w_stride);
+                p += 1;
             }
         }
         for (r, acc) in acc.iter().enumerate() {

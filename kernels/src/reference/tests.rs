@@ -38,12 +38,13 @@ fn run(step: &Step<'_, Adapter>) -> Result<()> {
     let mut buffers = [(); 2].map(|()| Buffer::new(4, 2));
     let shape = KvShape { layers: 1, blocks: 4, block_size: 2, kv_heads: 1, head_dim: 2 };
     let kv = backend.kv_cache(shape)?;
+    assert!(buffers[0].rows(4)?.iter().all(|x| x.is_nan()), "fresh memory holds NaN");
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: Some(2) };
     backend.begin_step(step)?;
     let [q, out] = &mut buffers;
     backend.embed(&table, q)?;
     backend.attention(AttentionOp { layer: 0, shape, q, kv: &kv, out })?;
-    assert!(out.rows(3)?.iter().all(|x| x.is_nan()), "fresh memory holds NaN");
+    assert!(out.rows(3)?.iter().all(|x| x.is_nan()), "nobody wrote to the cache");
     backend.end_step().map(|_| ())
 }
 

@@ -47,7 +47,7 @@ impl Converter {
         special: bool,
         param: &'static str,
     ) -> ApiResult<Vec<u32>> {
-        let least = text.len() / self.tokenizer.longest_token().max(1);
+        let least = self.tokenizer.least_tokens(text);
         if least > self.model.max_model_len {
             return Err(self.too_long(format_args!("at least {least}"), param));
         }

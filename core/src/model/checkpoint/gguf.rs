@@ -21,8 +21,6 @@ use loraplex_kernels::{HostData, HostTensor};
 pub(crate) use header::{Header, TensorInfo};
 pub(crate) use types::BlockType;
 pub(crate) use value::Metadata;
-#[cfg(test)]
-pub(crate) use value::Value;
 
 use super::floats;
 use crate::error::{Error, Result};
@@ -49,6 +47,11 @@ impl GgufFile {
             .ok_or_else(|| Error::not_found(format!("no model found at {}", path.display())))?;
         let name = file_name(path);
         let header = Header::read(&source).map_err(|e| e.context(&name))?;
+        if header.metadata.count("split.count")?.is_some_and(|parts| parts > 1) {
+            return Err(Error::invalid(format!(
+                "{name} is a part of a split model; join the parts with llama.cpp's gguf-split --merge"
+            )));
+        }
         let mut file = Self { source, header, interleaved: None };
         let factors = file.rope_factors().map_err(|e| e.context(&name))?;
         let config = ModelConfig::from_gguf(&file.header, factors).map_err(|e| e.context(&name))?;

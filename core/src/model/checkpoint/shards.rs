@@ -33,7 +33,11 @@ impl Shards {
             return Ok(shards);
         }
         let index = files::read(&folder.join(INDEX), MAX_INDEX)?.ok_or_else(|| {
-            Error::invalid(format!("{} has neither {SINGLE} nor {INDEX}", folder.display()))
+            let pickle = folder.join("pytorch_model.bin").exists()
+                || folder.join("pytorch_model.bin.index.json").exists();
+            let hint =
+                if pickle { "; pickles are not read: convert them to safetensors" } else { "" };
+            Error::invalid(format!("{} has neither {SINGLE} nor {INDEX}{hint}", folder.display()))
         })?;
         for name in shard_names(&index)? {
             let source = Source::open(&folder.join(&name))?.ok_or_else(|| {

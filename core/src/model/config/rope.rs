@@ -120,3 +120,100 @@ impl Llama3 {
         (1.0 - smooth) * frequency / self.factor + smooth * frequency
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rope_tables_match_transformers() {
+        // From torch 2.15 in f32, in the order of transformers 5.23: frequencies of a head of 16, then the cosines and
+        // sines at position 250.
+        let plain = Rope { theta: 10_000.0, scaling: RopeScaling::None };
+        let linear = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 32.0 };
+        let llama3 = Rope { theta: 10_000.0, scaling };
+        let factors = Rope { theta: 10_000.0, scaling: RopeScaling::Factors(vec![2.0; 8]) };
+        for (rope, expected) in [(&plain, PLAIN), (&linear, LINEAR), (&llama3, LLAMA3)] {
+            let frequencies = rope.inverse_frequencies(16);
+            for (pair, (found, expected)) in frequencies.iter().zip(expected.0).enumerate() {
+                assert_eq!(found.to_bits(), expected.to_bits(), "{pair}: {found} {expected}");
+            }
+            let table = rope.rope_table(16, 251);
+            for (at, expected) in (250 * 16..).zip(expected.1) {
+                assert!((table[at] - expected).abs() < 1e-6, "{at}: {} {expected}", table[at]);
+            }
+        }
+        assert_eq!(factors.inverse_frequencies(16)[0], 0.5);
+        assert!(factors.check(16).is_ok());
+        assert!(factors.check(32).is_err());
+        let zero = Rope { theta: 10_000.0, scaling: RopeScaling::Factors(vec![0.0; 8]) };
+        assert!(zero.check(16).is_err());
+    }
+
+    const PLAIN: ([f32; 8], [f32; 16]) = (
+        [1.0, 0.31622776, 0.1, 0.03162278, 1.0e-2, 3.1622779e-3, 1.0e-3, 3.162278e-4],
+        [
+            0.2409883,
+            -0.8692457,
+            0.99120283,
+            -0.051689804,
+            -0.8011436,
+            0.70344067,
+            0.9689124,
+            0.9968766,
+            -0.970528,
+            -0.49438035,
+            -0.13235176,
+            0.9986632,
+            0.5984721,
+            0.710754,
+            0.24740396,
+            0.07897462,
+        ],
+    );
+
+    const LINEAR: ([f32; 8], [f32; 16]) = (
+        [0.25, 0.07905694, 0.025, 7.905695e-3, 2.5e-3, 7.9056947e-4, 2.5e-4, 7.905695e-5],
+        [
+            0.94544023,
+            0.61004525,
+            0.99944943,
+            -0.39459524,
+            0.8109631,
+            0.9805322,
+            0.99804753,
+            0.9998047,
+            -0.32579556,
+            0.79236656,
+            -0.033179216,
+            0.9188551,
+            0.58509725,
+            0.19635814,
+            0.062459316,
+            0.01976295,
+        ],
+    );
+
+    const LLAMA3: ([f32; 8], [f32; 16]) = (
+        [1.0, 0.09583998, 0.0125, 3.9528473e-3, 1.25e-3, 3.9528473e-4, 1.25e-4, 3.9528473e-5],
+        [
+            0.2409883,
+            0.38762188,
+            -0.9998624,
+            0.55018395,
+            0.95156795,
+            0.9951212,
+            0.9995118,
+            0.9999512,
+            -0.970528,
+            -0.9218185,
+            0.016591892,
+            0.8350435,
+            0.30743852,
+            0.098660424,
+            0.031244913,
+            9.881957e-3,
+        ],
+    );
+}

@@ -107,3 +107,32 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<(Inner, bool)> {
     inner.with_decoder(Some(ByteLevel::default()));
     Ok((inner, pre.bos))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::*;
+
+    fn cut(name: &str, text: &str) -> Vec<String> {
+        let mut words = PreTokenizedString::from(text);
+        Pre::find(name).unwrap().build().unwrap().pre_tokenize(&mut words).unwrap();
+        let words = words.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        words.into_iter().map(|(word, ..)| word.replace('Ġ', " ")).collect()
+    }
+
+    #[test]
+    fn words_are_cut_where_the_model_cuts_them() {
+        let text = "HelloWORLDs 1234's";
+        assert_eq!(cut("gpt-2", text), ["HelloWORLDs", " 1234", "'s"]);
+        assert_eq!(cut("smollm", text), ["HelloWORLDs", " ", "1", "2", "3", "4", "'s"]);
+        assert_eq!(cut("qwen2", text), ["HelloWORLDs", " ", "1", "2", "3", "4", "'s"]);
+        assert_eq!(cut("llama-bpe", text), ["HelloWORLDs", " ", "123", "4", "'s"]);
+        assert_eq!(cut("smaug-bpe", text), cut("llama-bpe", text));
+        let tekken = ["Hello", "WORLDs", " ", "1", "2", "3", "4", "'s"];
+        assert_eq!(cut("tekken", text), tekken);
+        assert_eq!(cut("tekken", &"A".repeat(1 << 16)).len(), 1);
+        let error = Pre::find("kimi-k2").unwrap_err().message;
+        assert!(error.contains("pre-tokenizer kimi-k2 is not supported"), "{error}");
+    }
+}

@@ -119,4 +119,9 @@ impl Simd for Avx2 {
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
         run_tile(t, rows, vectors);
     }
+
+    #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
 }

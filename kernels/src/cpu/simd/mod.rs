@@ -52,6 +52,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// Sum of the lanes, in one fixed order.
     unsafe fn sum(v: Self::F) -> f32;
     unsafe fn largest(v: Self::F) -> f32;
+    /// Asks for the cache line at `p`, which may be any address.
+    unsafe fn prefetch<T>(p: *const T);
     /// [`tile::run`](super::tile::run) as a function compiled for these instructions.
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize);
 }

@@ -124,4 +124,7 @@ impl Simd for Portable {
         // SAFETY: the caller's promise.
         unsafe { tile::run(t, rows, vectors) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch<T>(_p: *const T) {}
 }

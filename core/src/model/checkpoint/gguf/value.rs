@@ -14,7 +14,7 @@ const MAX_ARRAY: u64 = 1 << 25;
 
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub(super) enum Value {
     /// Any integer.
     Integer(i128),
     /// Any real number.
@@ -52,14 +52,7 @@ impl Metadata {
         Ok(Self { values })
     }
 
-    /// Adds a value, for tests.
-    #[cfg(test)]
-    pub(crate) fn set(&mut self, key: &str, value: Value) {
-        self.values.insert(key.into(), value);
-    }
-
-    /// Any value.
-    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+    fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
     }
 

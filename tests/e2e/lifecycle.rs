@@ -1,0 +1,56 @@
+//! Overload, keys, and the end.
+
+use futures::future::join_all;
+use serde_json::json;
+
+use super::{completion, serve};
+
+#[tokio::test]
+async fn a_full_queue_answers_429_and_the_rest_is_served() {
+    let server = serve(&["--max-num-seqs", "1", "--max-queued-requests", "2"]).await;
+    let body = completion("base", json!({"max_tokens": 100}));
+    let answers = join_all((0..12).map(|_| server.client().post("/v1/completions", &body))).await;
+    let count = |status| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!(count(200) + count(429), 12);
+    assert!(count(200) >= 3 && count(429) >= 1, "{} served", count(200));
+    for refused in answers.iter().filter(|answer| answer.status == 429) {
+        assert!(refused.headers.contains_key("retry-after"), "{:?}", refused.headers);
+    }
+}
+
+#[tokio::test]
+async fn keys_guard_what_they_should() {
+    let server = serve(&["--api-key", "one", "two", "--admin-api-key", "boss"]).await;
+    let body = completion("base", json!({"max_tokens": 1}));
+    for (key, status) in [("one", 200), ("two", 200), ("boss", 200), ("three", 401), ("", 401)] {
+        let answer = server.client().with_key(key).post("/v1/completions", &body).await;
+        assert_eq!(answer.status, status, "{key:?}");
+    }
+    assert_eq!(server.client().get("/v1/models").await.status, 401);
+    assert_eq!(server.client().get("/health").await.status, 200);
+    assert!(!server.logged().contains("boss"), "keys are not logged");
+}
+
+#[tokio::test]
+async fn sigterm_lets_requests_finish() {
+    let mut server = serve(&[]).await;
+    let body = completion("base", json!({"max_tokens": 150, "stream": true}));
+    let client = server.client().clone();
+    let running = tokio::spawn(async move { client.post("/v1/completions", &body).await });
+    // Once a token has been drawn the request is under way.
+    while !server
+        .client()
+        .get("/metrics")
+        .await
+        .text
+        .contains("vllm:num_requests_running{engine=\"0\",model_name=\"base\"} 1")
+    {
+        tokio::task::yield_now().await;
+    }
+    let sent = std::process::Command::new("kill").arg(server.id().to_string()).status().unwrap();
+    assert!(sent.success());
+    let answer = running.await.unwrap();
+    let events = answer.events();
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert_eq!(server.ended().await.code(), Some(0), "{}", server.logged());
+}
