@@ -162,7 +162,7 @@ fn numbers_out_of_bounds_are_named() {
         ("stop", json!(["", [""], vec!["a"; 17], "a".repeat(1025)])),
         ("logit_bias", json!([{"49152": 1}, {"1": 101}])),
         ("cache_salt", json!([""])),
-        ("request_id", json!(["", "a".repeat(257)])),
+        ("request_id", json!(["", "a b", "a\n", "ä", "a".repeat(257)])),
         ("prompt", json!([[], "", [[]], [49_152], vec![1; 128], "a".repeat(100_000)])),
     ] {
         for value in values.as_array().unwrap() {
