@@ -21,7 +21,7 @@ impl Converter {
         let own: TokenizeFields = parse(body)?;
         let conversation: ConversationFields = parse(body)?;
         let tokens = match (own.prompt, &conversation.messages) {
-            (Some(prompt), None) => {
+            (Some(prompt), _) => {
                 self.encode(&prompt, conversation.add_special_tokens.unwrap_or(true), "prompt")?
             }
             (None, Some(_)) => self.conversation(conversation)?,

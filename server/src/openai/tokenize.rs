@@ -10,7 +10,7 @@ use super::chat::ConversationFields;
 pub struct TokenizeFields {
     /// Any name that exists; adapters have the base's tokenizer.
     pub model: Option<String>,
-    /// The text; or `messages`.
+    /// The text; goes before `messages`.
     pub prompt: Option<String>,
     /// Answer with the tokens' spellings too.
     pub return_token_strs: Option<bool>,
