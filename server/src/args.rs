@@ -53,11 +53,11 @@ pub struct Settings {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Address to listen on [127.0.0.1]
+    /// Address to listen on (default: 127.0.0.1)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Port to listen on; 0 takes a free one [8000]
+    /// Port to listen on; 0 takes a free one (default: 8000)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -69,12 +69,12 @@ pub struct Settings {
     #[arg(long, value_name = "KEY", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub admin_api_key: Vec<Secret>,
-    /// Seconds that running requests have to finish after SIGTERM [30]
+    /// Seconds that running requests have to finish after SIGTERM (default: 30)
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_timeout: Option<u64>,
 
-    /// Names of the base model; the first is the one in answers [the model's path]
+    /// Names of the base model; the first is the one in answers (default: the model's path)
     #[arg(long, value_name = "NAME", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub served_model_name: Vec<String>,
@@ -82,60 +82,60 @@ pub struct Settings {
     #[arg(long, value_name = "FILE|TEMPLATE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
-    /// Type of weights and activations [auto]
+    /// Type of weights and activations (default: auto)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<ModelDtype>,
-    /// Where to compute [auto]
+    /// Where to compute (default: auto)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceName>,
-    /// Threads of the CPU backend [one a core]
+    /// Threads of the CPU backend (default: one a core)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// How weights are had: `dummy` makes random ones from --seed [auto]
+    /// How weights are had: `dummy` makes random ones from --seed (default: auto)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load_format: Option<LoadFormat>,
-    /// Seed of requests that bring none, and of dummy weights [0]
+    /// Seed of requests that bring none, and of dummy weights (default: 0)
     #[arg(long, alias = "random-seed")]
     #[serde(alias = "random_seed", skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
-    /// Devices that share the model; 1 for now [1]
+    /// Devices that share the model; 1 for now (default: 1)
     #[arg(long, alias = "tp-size")]
     #[serde(alias = "tp_size", skip_serializing_if = "Option::is_none")]
     pub tensor_parallel_size: Option<usize>,
 
-    /// Longest prompt plus output, in tokens [the model's own limit]
+    /// Longest prompt plus output, in tokens (default: the model's own limit)
     #[arg(long, alias = "context-length")]
     #[serde(alias = "context_length", skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<usize>,
-    /// Sequences that run at once [64]
+    /// Sequences that run at once (default: 64)
     #[arg(long, alias = "max-running-requests")]
     #[serde(alias = "max_running_requests", skip_serializing_if = "Option::is_none")]
     pub max_num_seqs: Option<usize>,
-    /// Tokens of one step: longer prompts are read in chunks [512]
+    /// Tokens of one step: longer prompts are read in chunks (default: 512)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_num_batched_tokens: Option<usize>,
-    /// Requests that may wait; one more gets 429 [1024]
+    /// Requests that may wait; one more gets 429 (default: 1024)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_queued_requests: Option<usize>,
-    /// Tokens of a block of the KV cache [16]
+    /// Tokens of a block of the KV cache (default: 16)
     #[arg(long, alias = "page-size")]
     #[serde(alias = "page_size", skip_serializing_if = "Option::is_none")]
     pub block_size: Option<usize>,
-    /// Size of the KV cache, such as 2GiB [as much as is useful and free]
+    /// Size of the KV cache, such as 2GiB (default: as much as is useful and free)
     #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_cache_memory_bytes: Option<String>,
-    /// Share of a GPU's memory to use [0.9]
+    /// Share of a GPU's memory to use (default: 0.9)
     #[arg(long, alias = "mem-fraction-static")]
     #[serde(alias = "mem_fraction_static", skip_serializing_if = "Option::is_none")]
     pub gpu_memory_utilization: Option<f32>,
-    /// Reuse the KV cache of prompts that start alike [on]
+    /// Reuse the KV cache of prompts that start alike (default: on)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_prefix_caching: Option<bool>,
@@ -144,7 +144,7 @@ pub struct Settings {
     #[serde(skip)]
     pub no_enable_prefix_caching: bool,
 
-    /// Serve adapters [on; costs nothing while no request names one]
+    /// Serve adapters (default: on; costs nothing while no request names one)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_lora: Option<bool>,
@@ -160,7 +160,7 @@ pub struct Settings {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub lora_modules: Vec<String>,
-    /// Size of the adapter pool, in adapters of the largest rank [8]
+    /// Size of the adapter pool, in adapters of the largest rank (default: 8)
     #[arg(long, alias = "max-loras-per-batch")]
     #[serde(alias = "max_loras_per_batch", skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<usize>,
@@ -168,11 +168,11 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_pool_memory: Option<String>,
-    /// Largest rank accepted; no memory is reserved for it [64]
+    /// Largest rank accepted; no memory is reserved for it (default: 64)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_lora_rank: Option<usize>,
-    /// Adapters held in host memory at most [1024]
+    /// Adapters held in host memory at most (default: 1024)
     #[arg(long, alias = "max-loaded-loras")]
     #[serde(alias = "max_loaded_loras", skip_serializing_if = "Option::is_none")]
     pub max_cpu_loras: Option<usize>,
@@ -180,7 +180,7 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_host_memory: Option<String>,
-    /// Type of adapters in memory [auto: the model's]
+    /// Type of adapters in memory (default: auto: the model's)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_dtype: Option<LoraDtype>,
@@ -188,12 +188,12 @@ pub struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_backend: Option<String>,
-    /// What running requests do when their adapter is reloaded: finish on the old weights, or take the new ones [pin]
+    /// What running requests do when their adapter is reloaded: finish on the old weights, or take the new ones (default: pin)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_update_policy: Option<UpdatePolicy>,
 
-    /// Where lib<plugin>.so is looked for [the server's own folder; also PLUGIN_DIR]
+    /// Where libPLUGIN.so is looked for (default: the server's own folder; also PLUGIN_DIR)
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin_dir: Option<PathBuf>,

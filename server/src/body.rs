@@ -100,7 +100,7 @@ mod tests {
             (r#"{"seed":18446744073709551616}"#, Some("seed")),
             (r#"{"stop":[1]}"#, Some("stop")),
             (r#"{"stop_token_ids":[0,"a"]}"#, Some("stop_token_ids[1]")),
-            (r#"{"logit_bias":{"x":1}}"#, Some("logit_bias.x")),
+            (r#"{"logit_bias":{"x":1}}"#, Some("logit_bias")),
             (r#"{"logit_bias":{"1":"1"}}"#, Some("logit_bias.1")),
             (r#"{"stream_options":{"include_usage":3}}"#, Some("stream_options.include_usage")),
             ("[]", None),

@@ -83,7 +83,7 @@ fn request(call: &Call, index: usize, id: &str, adapter: Option<&Arc<Adapter>>) 
 /// The header's, the body's, or a new one.
 fn request_id(headers: &HeaderMap, body: Option<&str>) -> ApiResult<String> {
     let header = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    match header.filter(|id| !id.is_empty()).or(body) {
+    match header.map(str::trim).filter(|id| !id.is_empty()).or(body) {
         Some(id) if id.len() > MAX_ID_BYTES => Err(ApiError::param(
             "request_id",
             format!("the request's id has {} bytes, {MAX_ID_BYTES} is the limit", id.len()),

@@ -8,6 +8,7 @@
 //! | `chat`, `completions`, `models`, `tokenize`, `health` | one group of handlers each |
 //! | [`openai`] | wire types, shapes only |
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
+//! | [`demo`] | the model that comes with the server |
 //! | [`chat_template`] | conversations to prompts |
 //! | `generate`, `reply`, `sse` | engine outputs to answers and streams |
 //! | [`auth`], `limits`, [`serve`] | keys, hosts, connections |
@@ -25,6 +26,7 @@ pub mod chat_template;
 mod completions;
 pub mod config;
 mod convert;
+pub mod demo;
 pub mod error;
 mod generate;
 mod health;

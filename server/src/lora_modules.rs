@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 
+use crate::config::env::home_dir;
+
 /// An adapter that the operator names at the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoraModule {
@@ -40,7 +42,7 @@ pub fn parse(item: &str) -> Result<Option<LoraModule>> {
 /// `path` with a leading `~` replaced by the user's home.
 pub fn expand_home(path: &str) -> PathBuf {
     match path.strip_prefix('~') {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => match std::env::home_dir() {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => match home_dir() {
             Some(home) => home.join(rest.trim_start_matches('/')),
             None => path.into(),
         },

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 /// Connections at once; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 4096;
 /// For a request's head to arrive, and for an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a client to read something of what waits for it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of a request's head; a longer one gets 431. Of an answer, what waits for a client before the engine's output does.

@@ -4,6 +4,7 @@
 mod json;
 mod time;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use minijinja::syntax::SyntaxConfig;
@@ -82,18 +83,18 @@ impl ChatTemplate {
     /// The prompt of a conversation, or what the template has against it.
     pub fn render(&self, conversation: &Conversation) -> Result<String, String> {
         let template = self.environment.get_template(NAME).expect("it was added");
-        let mut context: Vec<(&str, Value)> = Vec::new();
+        // What comes later replaces what came before under the same name.
+        let mut context: BTreeMap<&str, Value> = BTreeMap::new();
         for (name, value) in &conversation.variables {
-            context.push((name, Value::from(Serde(value))));
+            context.insert(name, Value::from(Serde(value)));
         }
         for (name, token) in &self.special_tokens {
-            context.push((name, Value::from(token.as_str())));
+            context.insert(name, Value::from(token.as_str()));
         }
-        context.push(("messages", Value::from(Serde(&conversation.messages))));
-        context.push(("tools", Value::from(Serde(&conversation.tools))));
-        context.push(("documents", Value::from(Serde(&conversation.documents))));
-        context.push(("add_generation_prompt", conversation.add_generation_prompt.into()));
-        let context: Value = context.into_iter().collect();
+        context.insert("messages", Value::from(Serde(&conversation.messages)));
+        context.insert("tools", Value::from(Serde(&conversation.tools)));
+        context.insert("documents", Value::from(Serde(&conversation.documents)));
+        context.insert("add_generation_prompt", conversation.add_generation_prompt.into());
         let mut prompt = template.render(context).map_err(|error| describe(&error))?;
         if conversation.continue_final_message {
             let end = end_of_last_message(&prompt, conversation)?;

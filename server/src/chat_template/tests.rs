@@ -40,7 +40,7 @@ fn what_templates_use() {
     let messages = json!([{"role": "user", "content": " Hi "}]);
     for (source, prompt) in [
         ("{{ bos_token }}{{ messages[0].content.strip() }}", "<s>Hi"),
-        ("{% for m in messages %}\n  {%- if m.role == 'user' %}u{% endif %}\n{% endfor %}", "u\n"),
+        ("{% for m in messages %}\n  {%- if m.role == 'user' %}u{% endif %}\n{% endfor %}", "u"),
         ("{{ none }}|{{ true }}|{{ false }}|{{ missing }}|{{ 1.0 }}", "None|True|False||1.0"),
         ("{{ messages[0]['content'].split('i')[0] ~ messages[-1]['role'][1:] }}", " Hser"),
         (

@@ -90,7 +90,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
         year += 1;
     }
     let mut day = days - days_before_year(year);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = days_before_year(year + 1) - days_before_year(year) == 366;
     let lengths = [31, 28 + u64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 1;
     for length in lengths {

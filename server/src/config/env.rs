@@ -1,6 +1,7 @@
 //! The environment, read once, here and nowhere else.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::args::Settings;
 
@@ -67,6 +68,11 @@ impl Environment {
             },
         }
     }
+}
+
+/// The user's home, for paths that begin with `~`.
+pub(crate) fn home_dir() -> Option<PathBuf> {
+    std::env::home_dir()
 }
 
 fn names(list: &str) -> Vec<String> {

@@ -190,6 +190,12 @@ fn modules(settings: &Settings, served: &[String], enabled: bool) -> Result<Vec<
         );
         modules.push(module);
     }
+    // Known before a large model is read.
+    if let Some(LoraModule { name, path, .. }) = modules.iter().find(|module| !module.path.exists())
+    {
+        let path = path.display();
+        bail!("--lora-modules {name}={path}: No adapter found for {path}");
+    }
     ensure!(
         enabled || modules.is_empty(),
         "--lora-modules names {} adapters, but --no-enable-lora refuses all",

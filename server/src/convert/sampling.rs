@@ -43,7 +43,7 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
         cache_salt: bounded_text("cache_salt", fields.cache_salt, MAX_SALT_BYTES)?,
         priority: priority.unwrap_or(0) as i32,
         prompt_logprobs,
-        request_id: bounded_text("request_id", fields.request_id, MAX_ID_BYTES)?,
+        request_id: request_id(fields.request_id)?,
         reply: Reply {
             stream: match (fields.stream, fields.stream_options) {
                 (Some(true), options) => {
@@ -188,6 +188,18 @@ fn logit_bias(fields: &SamplingFields, vocabulary: usize) -> ApiResult<Vec<(u32,
         Ok((token, bias.expect("it was given")))
     };
     bias.0.iter().map(entry).collect()
+}
+
+/// It comes back in a header, so it is visible ASCII.
+fn request_id(id: Option<String>) -> ApiResult<Option<String>> {
+    let id = bounded_text("request_id", id, MAX_ID_BYTES)?;
+    match &id {
+        Some(text) if !text.bytes().all(|byte| byte.is_ascii_graphic()) => Err(ApiError::param(
+            "request_id",
+            "`request_id` must be of visible ASCII characters, without spaces",
+        )),
+        _ => Ok(id),
+    }
 }
 
 fn bounded_text(

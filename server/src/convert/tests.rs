@@ -1,12 +1,20 @@
 //! What is accepted, what is refused, and with which field.
 
+use std::sync::OnceLock;
+
 use loraplex_core::Tokenizer;
 use loraplex_core::model::GenerationDefaults;
 use serde_json::{Value, json};
 
 use super::*;
 
-fn converter() -> Converter {
+/// Reading the tokenizer takes a while.
+fn converter() -> &'static Converter {
+    static CONVERTER: OnceLock<Converter> = OnceLock::new();
+    CONVERTER.get_or_init(new_converter)
+}
+
+fn new_converter() -> Converter {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/smollm2/tokenizer");
     let config = std::fs::read_to_string(format!("{folder}/tokenizer_config.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
@@ -146,7 +154,7 @@ fn numbers_out_of_bounds_are_named() {
         ("frequency_penalty", json!([1e308])),
         ("repetition_penalty", json!([0, -1, 101])),
         ("max_tokens", json!([-1, 0, 1000, i64::MAX])),
-        ("min_tokens", json!([-1, 17, i64::MAX])),
+        ("min_tokens", json!([-1, 128, i64::MAX])),
         ("logprobs", json!([-1, 21])),
         ("prompt_logprobs", json!([-1, 21])),
         ("priority", json!([2_147_483_648_u64])),
@@ -154,7 +162,7 @@ fn numbers_out_of_bounds_are_named() {
         ("stop", json!(["", [""], vec!["a"; 17], "a".repeat(1025)])),
         ("logit_bias", json!([{"49152": 1}, {"1": 101}])),
         ("cache_salt", json!([""])),
-        ("request_id", json!(["", "a".repeat(257)])),
+        ("request_id", json!(["", "a b", "a\n", "ä", "a".repeat(257)])),
         ("prompt", json!([[], "", [[]], [49_152], vec![1; 128], "a".repeat(100_000)])),
     ] {
         for value in values.as_array().unwrap() {
@@ -245,7 +253,7 @@ fn a_prompt_that_is_too_long_is_told_in_words_that_clients_know() {
 #[test]
 fn a_model_without_a_template_says_so() {
     let converter =
-        Converter { template: Err("the model has no chat template".into()), ..converter() };
+        Converter { template: Err("the model has no chat template".into()), ..new_converter() };
     let body = br#"{"messages":[{"role":"user","content":"a"}]}"#;
     let (_, message) = refusal(converter.chat(body));
     assert!(message.contains("--chat-template"), "{message}");

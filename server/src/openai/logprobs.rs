@@ -1,7 +1,8 @@
 //! Log-probabilities in the shapes of both routes.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 /// Log-probabilities of a completion: four lists with one entry a token.
@@ -15,7 +16,17 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// The drawn token and the best ones, by text.
     #[schema(value_type = Vec<Option<Object>>)]
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<Scores>>,
+}
+
+/// Tokens with their log-probabilities: an object in JSON, in this order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores(pub Vec<(String, f32)>);
+
+impl Serialize for Scores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
 
 /// Log-probabilities of a chat answer.
@@ -49,5 +60,16 @@ pub struct TopLogprob {
     pub bytes: Vec<u8>,
 }
 
-/// At one position of a prompt: token ids with what is known of them; `null` for the first token.
-pub type PromptLogprobs = Vec<Option<Map<String, Value>>>;
+/// Position by position, token ids with what is known of them; `null` for the first token.
+pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptLogprob>>>;
+
+/// What is known of a token at a position of a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct PromptLogprob {
+    /// Its log-probability.
+    pub logprob: f32,
+    /// 1 is the most probable.
+    pub rank: u64,
+    /// Its text.
+    pub decoded_token: String,
+}

@@ -13,7 +13,7 @@ use super::usage::StreamOptions;
 pub struct SamplingFields {
     /// A served name of the base, or an adapter's name; the base when left out.
     pub model: Option<String>,
-    /// From 0 (greedy) to 2.
+    /// From 0 (greedy) to 2; what lies between 0 and 0.01 counts as 0.01.
     pub temperature: Option<f64>,
     /// Over 0, at most 1.
     pub top_p: Option<f64>,

@@ -1,12 +1,13 @@
 //! Log-probabilities in the shapes of both routes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use loraplex_core::{OutputToken, TokenLogprobs, Tokenizer};
-use serde_json::{Map, Value, json};
 
 use crate::openai::logprobs::{
-    ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, PromptLogprobs, TopLogprob,
+    ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, PromptLogprob, PromptLogprobs, Scores,
+    TopLogprob,
 };
 
 /// JSON has no infinity; vLLM says this instead.
@@ -33,11 +34,13 @@ impl Names {
 impl CompletionLogprobs {
     /// Appends a drawn token. `offset` is where its text starts and moves behind it.
     pub(super) fn push(&mut self, names: &Names, scores: &TokenLogprobs, offset: &mut usize) {
-        let mut top = Map::new();
-        top.insert(names.name(scores.token), finite(scores.logprob).into());
+        let mut top = Scores(vec![(names.name(scores.token), finite(scores.logprob))]);
         for &(id, logprob) in &scores.top {
+            let name = names.name(id);
             // Two tokens may read alike; the better one counts.
-            top.entry(names.name(id)).or_insert_with(|| finite(logprob).into());
+            if top.0.iter().all(|(other, _)| *other != name) {
+                top.0.push((name, finite(logprob)));
+            }
         }
         self.push_token(names, scores.token, offset);
         self.token_logprobs.push(Some(finite(scores.logprob)));
@@ -79,12 +82,11 @@ pub(super) fn chat(names: &Names, tokens: &[OutputToken]) -> ChatLogprobs {
 /// Log-probabilities of a prompt, as vLLM writes them.
 pub(super) fn prompt(names: &Names, positions: &[Option<TokenLogprobs>]) -> PromptLogprobs {
     let position = |scores: &TokenLogprobs| {
-        let mut tokens = Map::new();
+        let mut tokens = BTreeMap::new();
         let mut insert = |id: u32, logprob: f32, rank: u64| {
-            let entry: Value = json!({
-                "logprob": finite(logprob), "rank": rank, "decoded_token": names.text(id)
-            });
-            tokens.entry(id.to_string()).or_insert(entry);
+            let logprob = finite(logprob);
+            let entry = PromptLogprob { logprob, rank, decoded_token: names.text(id) };
+            tokens.entry(id).or_insert(entry);
         };
         insert(scores.token, scores.logprob, u64::from(scores.rank) + 1);
         for (&(id, logprob), rank) in scores.top.iter().zip(1..) {

@@ -1,0 +1,175 @@
+//! Real sockets: clients that go away, heads that are too long, tiny chunks, and the end.
+
+use std::sync::Arc;
+
+use loraplex_core::Llm;
+use loraplex_server::serve::Connections;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{app, load, shared};
+
+struct Server {
+    connections: Arc<Connections>,
+    address: std::net::SocketAddr,
+    accepting: tokio::task::JoinSet<()>,
+}
+
+async fn serve(llm: &Llm) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(Connections::default());
+    let mut accepting = tokio::task::JoinSet::new();
+    let (own, app) = (connections.clone(), app(llm, &[], &[]));
+    accepting.spawn(async move { own.accept(listener, app).await });
+    Server { connections, address, accepting }
+}
+
+fn request(stream: bool, tokens: u32) -> String {
+    let body = json!({"prompt": "a", "max_tokens": tokens, "ignore_eos": true, "stream": stream})
+        .to_string();
+    format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn read_until(socket: &mut TcpStream, needle: &str) -> String {
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&text).contains(needle) {
+        match socket.read(&mut buffer).await.unwrap() {
+            0 => break,
+            n => text.extend_from_slice(&buffer[..n]),
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+async fn idle(llm: &Llm) {
+    let wait = async {
+        while llm.engine().open_requests() > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_aborts_its_request() {
+    let llm = load(|config| config.max_model_len = Some(512));
+    let server = serve(&llm).await;
+    for stream in [true, false] {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        socket.write_all(request(stream, 500).as_bytes()).await.unwrap();
+        if stream {
+            read_until(&mut socket, "data: ").await;
+        } else {
+            while llm.engine().open_requests() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(socket);
+        idle(&llm).await;
+    }
+    let text = llm.metrics().encode();
+    assert!(text.contains("finished_reason=\"abort\""), "{text}");
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(request(false, 2).as_bytes()).await.unwrap();
+    assert!(read_until(&mut socket, "usage").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn heads_that_are_too_long_and_bodies_in_crumbs() {
+    let server = serve(shared()).await;
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    let head = format!(
+        "GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: {}\r\n\r\n",
+        "a".repeat(300_000)
+    );
+    // The server may hang up while this is being written.
+    let _ = socket.write_all(head.as_bytes()).await;
+    let answer = read_until(&mut socket, "\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    let head = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let body = format!("{{\"prompt\":\"a\"{}}}", " ".repeat(500_000));
+    let crumbs: String = body.chars().flat_map(|c| ['1', '\r', '\n', c, '\r', '\n']).collect();
+    let (mut reader, mut writer) = socket.split();
+    let mut answer = [0; 12];
+    let (written, read) = tokio::join!(
+        async {
+            writer.write_all(crumbs.as_bytes()).await?;
+            writer.write_all(b"0\r\n\r\n").await
+        },
+        reader.read_exact(&mut answer)
+    );
+    written.unwrap();
+    read.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn requests_that_are_no_http_do_no_harm() {
+    let server = serve(shared()).await;
+    for bytes in [
+        &b"\x16\x03\x01\x02\x00"[..],
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        let _ = socket.write_all(bytes).await;
+        let _ = socket.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP/1.1 5"), "{}", String::from_utf8_lossy(&answer));
+    }
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    let pipelined = "GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(3);
+    socket.write_all(pipelined.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    while text.matches("\"version\"").count() < 3 {
+        text += &read_until(&mut socket, "}").await;
+    }
+}
+
+#[tokio::test]
+async fn a_drain_lets_streams_finish_and_turns_newcomers_away() {
+    let llm = load(|_| {});
+    let mut server = serve(&llm).await;
+    let mut idle_socket = TcpStream::connect(server.address).await.unwrap();
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(request(true, 100).as_bytes()).await.unwrap();
+    let start = read_until(&mut socket, "data: ").await;
+    server.connections.drain();
+    server.accepting.join_next().await.unwrap().unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err(), "the listener is closed");
+    let rest = read_until(&mut socket, "[DONE]").await;
+    assert!(
+        rest.contains("\"finish_reason\":\"length\"")
+            || start.contains("\"finish_reason\":\"length\"")
+    );
+    server.connections.drained().await;
+    assert_eq!(idle_socket.read(&mut [0; 16]).await.unwrap(), 0, "idle connections are closed");
+    assert_eq!(server.connections.open(), 0);
+}
+
+#[tokio::test]
+async fn an_abort_ends_what_runs() {
+    let llm = load(|_| {});
+    let server = serve(&llm).await;
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(request(true, 500).as_bytes()).await.unwrap();
+    read_until(&mut socket, "data: ").await;
+    server.connections.drain();
+    server.connections.abort();
+    server.connections.drained().await;
+    idle(&llm).await;
+}

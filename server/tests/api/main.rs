@@ -1,0 +1,116 @@
+//! The router over a real engine with the demo model: wire formats, bounds, keys, streams, connections.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod auth;
+mod chat;
+mod completions;
+mod connections;
+mod errors;
+mod models;
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use loraplex_core::{Device, EngineConfig, Llm, LoraRequest, Quiet};
+use loraplex_server::auth::Guard;
+use loraplex_server::routes::router;
+use loraplex_server::state::{AppState, Serving};
+use serde_json::Value;
+use tower::ServiceExt;
+
+/// An answer, read to its end.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The chunks of a stream that ends as it should.
+    fn chunks(&self) -> Vec<Value> {
+        let frames: Vec<&str> = self.text.split_terminator("\n\n").collect();
+        let (last, frames) = frames.split_last().unwrap();
+        assert_eq!(*last, "data: [DONE]");
+        let chunk = |frame: &&str| serde_json::from_str(frame.strip_prefix("data: ").unwrap());
+        frames.iter().map(chunk).collect::<Result<_, _>>().unwrap()
+    }
+
+    /// `error.param` and `error.message` of a failure with `status`.
+    fn error(&self, status: u16) -> (Value, String) {
+        assert_eq!(self.status, status, "{}", self.text);
+        let error = self.json()["error"].clone();
+        assert_eq!(error["code"], status);
+        (error["param"].clone(), error["message"].as_str().unwrap().to_owned())
+    }
+}
+
+fn demo(below: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/demo")).join(below)
+}
+
+fn load(change: impl FnOnce(&mut EngineConfig)) -> Llm {
+    let mut config = EngineConfig::new(demo("model"));
+    config.device = Device::Cpu;
+    change(&mut config);
+    let llm = Llm::load(config, &Quiet).unwrap();
+    for name in ["pirate", "org/shout"] {
+        let folder = demo("adapters").join(name.rsplit('/').next().unwrap());
+        llm.adapters().load_blocking(LoraRequest::new(name, folder)).unwrap();
+    }
+    llm
+}
+
+fn app(llm: &Llm, user: &[&str], admin: &[&str]) -> Router {
+    let keys = |keys: &[&str]| keys.iter().map(|key| key.parse().unwrap()).collect::<Vec<_>>();
+    let serving = Serving {
+        served: vec!["demo".into(), "alias".into()],
+        root: "/models/demo".into(),
+        guard: Guard::new(&keys(user), &keys(admin)),
+        loopback: true,
+        max_outputs: 64,
+    };
+    router(Arc::new(AppState::new(llm, serving)))
+}
+
+/// One engine for all tests that can share it.
+fn shared() -> &'static Llm {
+    static LLM: OnceLock<Llm> = OnceLock::new();
+    LLM.get_or_init(|| load(|_| {}))
+}
+
+async fn send(app: Router, request: Request<Body>) -> Answer {
+    let response = app.oneshot(request).await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    Answer { status, headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+async fn get(path: &str) -> Answer {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    send(app(shared(), &[], &[]), request).await
+}
+
+fn post_request(path: &str, body: &Value) -> Request<Body> {
+    let request = Request::post(path).header("content-type", "application/json");
+    request.body(body.to_string().into()).unwrap()
+}
+
+async fn post(path: &str, body: Value) -> Answer {
+    send(app(shared(), &[], &[]), post_request(path, &body)).await
+}
+
+/// A call that must succeed; its JSON.
+async fn ok(path: &str, body: Value) -> Value {
+    let answer = post(path, body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer.json()
+}
