@@ -37,7 +37,7 @@ fn a_bad_adapter_stops_the_start_with_its_reason() {
         (config, Box::new(|_| Some(b"{".to_vec())), "adapter_config.json"),
         (config, Box::new(replace("\"LORA\"", "\"IA3\"")), "IA3"),
         (config, Box::new(replace("\"use_dora\": false", "\"use_dora\": true")), "DoRA"),
-        (weights, Box::new(|_| None), "adapter_model.safetensors"),
+        (weights, Box::new(|_| None), "doesn't contain tensors"),
         (weights, Box::new(|bytes| Some(bytes[..100].to_vec())), "adapter_model.safetensors"),
         (weights, Box::new(|bytes| Some([&[255; 8][..], &bytes[8..]].concat())), "header"),
     ];
