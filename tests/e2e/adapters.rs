@@ -42,8 +42,12 @@ async fn every_adapter_changes_the_answer_and_says_its_name() {
 #[tokio::test]
 async fn an_unknown_name_is_404_and_never_the_base() {
     let server = serve(&[]).await;
-    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize"] {
-        let body = json!({"model": "nobody", "prompt": "x", "messages": [{"role": "user", "content": "x"}]});
+    let messages = json!([{"role": "user", "content": "x"}]);
+    for (path, body) in [
+        ("/v1/completions", json!({"model": "nobody", "prompt": "x"})),
+        ("/v1/chat/completions", json!({"model": "nobody", "messages": messages})),
+        ("/tokenize", json!({"model": "nobody", "prompt": "x"})),
+    ] {
         let answer = server.client().post(path, &body).await;
         assert_eq!(answer.status, 404, "{path}: {}", answer.text);
         let error = answer.json()["error"].clone();

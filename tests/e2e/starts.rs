@@ -26,7 +26,7 @@ fn a_bad_adapter_stops_the_start_with_its_reason() {
         move |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
             assert!(text.contains(from), "{from} in {text}");
-            Some(text.replace(from, to).into_bytes())
+            Some(text.replacen(from, to, 1).into_bytes())
         }
     };
     type Change = Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>;
@@ -36,8 +36,8 @@ fn a_bad_adapter_stops_the_start_with_its_reason() {
         (config, Box::new(|_| None), "No adapter found"),
         (config, Box::new(|_| Some(b"{".to_vec())), "adapter_config.json"),
         (config, Box::new(replace("\"LORA\"", "\"IA3\"")), "IA3"),
-        (config, Box::new(replace("{", "{\"use_dora\": true,")), "DoRA"),
-        (weights, Box::new(|_| None), "adapter_model.safetensors"),
+        (config, Box::new(replace("\"use_dora\": false", "\"use_dora\": true")), "DoRA"),
+        (weights, Box::new(|_| None), "doesn't contain tensors"),
         (weights, Box::new(|bytes| Some(bytes[..100].to_vec())), "adapter_model.safetensors"),
         (weights, Box::new(|bytes| Some([&[255; 8][..], &bytes[8..]].concat())), "header"),
     ];

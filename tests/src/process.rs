@@ -100,11 +100,28 @@ impl Drop for ServerProcess {
     }
 }
 
-/// Runs `server` to its end, for starts that are refused: exit code and everything it wrote.
+/// Runs `server` to its end, for starts that are refused: exit code and everything it wrote. One that serves instead is
+/// ended, without a code.
 pub fn run_to_end(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
-    let output = Command::new(binary()).args(args).envs(env.iter().copied()).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let output = std::fs::File::create(&log).unwrap();
+    let mut child = Command::new(binary())
+        .args(args)
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
+        .spawn()
+        .unwrap();
+    let written = || std::fs::read_to_string(&log).unwrap_or_default();
+    while child.try_wait().unwrap().is_none() {
+        if written().contains("listening on") {
+            child.kill().unwrap();
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    (child.wait().unwrap().code(), written())
 }
 
 /// The binary beside the test's own, which cargo has built with it.
