@@ -25,7 +25,7 @@ impl Converter {
         let min_tokens = fields.min_tokens;
         let mut call = sampling::call(fields, &self.model)?;
         call.params.logprobs = logprobs(&own)?;
-        call.reply.logprobs = call.params.logprobs.is_some();
+        call.reply.logprobs = call.params.logprobs.map(|top| top as usize);
         let conversation: ConversationFields = parse(body)?;
         if own.echo == Some(true)
             && let Some(text) = last_answer(&conversation)

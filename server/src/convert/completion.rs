@@ -22,7 +22,7 @@ impl Converter {
         let min_tokens = fields.min_tokens;
         let mut call = sampling::call(fields, &self.model)?;
         call.params.logprobs = count("logprobs", own.logprobs, MAX_LOGPROBS)?;
-        call.reply.logprobs = call.params.logprobs.is_some();
+        call.reply.logprobs = call.params.logprobs.map(|top| top as usize);
         let budget = match max_tokens {
             Some(0) if own.echo == Some(true) => {
                 call.reply.echo = Echo::PromptAlone;

@@ -54,10 +54,10 @@ pub(crate) struct Call {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reply {
     pub(crate) stream: Option<Streaming>,
-    /// The answer shows log-probabilities of its tokens.
-    pub(crate) logprobs: bool,
-    /// The answer shows log-probabilities of the prompt.
-    pub(crate) prompt_logprobs: bool,
+    /// The answer shows log-probabilities of its tokens, with this many of the best ones.
+    pub(crate) logprobs: Option<usize>,
+    /// The answer shows log-probabilities of the prompt, with this many of the best tokens.
+    pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) token_ids: bool,
     /// Tokens of log-probabilities are written as `token_id:123`.
     pub(crate) tokens_as_ids: bool,

@@ -58,8 +58,8 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
                     return Err(ApiError::param("stream_options", message));
                 }
             },
-            logprobs: false,
-            prompt_logprobs: prompt_logprobs.is_some(),
+            logprobs: None,
+            prompt_logprobs: prompt_logprobs.map(|top| top as usize),
             token_ids: fields.return_token_ids.unwrap_or(false),
             tokens_as_ids: fields.return_tokens_as_token_ids.unwrap_or(false),
             echo: Echo::None,

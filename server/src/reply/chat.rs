@@ -19,11 +19,13 @@ pub(crate) fn whole(head: Head, outputs: Vec<Output>) -> ChatResponse {
     }
     let reply = &head.reply;
     let positions = outputs.first().and_then(|output| output.prompt_logprobs.as_deref());
-    let positions = positions.filter(|_| reply.prompt_logprobs);
-    let prompt_logprobs = positions.map(|list| logprobs::prompt(&head.names, list));
+    let prompt_logprobs = reply
+        .prompt_logprobs
+        .zip(positions)
+        .map(|(top, list)| logprobs::prompt(&head.names, list, top));
     let choice = |(index, output): (usize, Output)| ChatChoice {
         index,
-        logprobs: reply.logprobs.then(|| logprobs::chat(&head.names, &output.tokens)),
+        logprobs: reply.logprobs.map(|_| logprobs::chat(&head.names, &output.tokens)),
         token_ids: reply.token_ids.then(|| output.tokens.iter().map(|token| token.id).collect()),
         message: ChatMessage {
             role: ROLE,
@@ -104,13 +106,13 @@ impl Writer for ChatWriter {
         let mut chunks = if first { self.begin(index) } else { Vec::new() };
         self.tally.add(&self.head, index, &piece);
         let reply = &self.head.reply;
-        let details = reply.logprobs || reply.token_ids;
+        let details = reply.logprobs.is_some() || reply.token_ids;
         if piece.text.is_empty() && piece.finish.is_none() && !details {
             return chunks;
         }
         let choice = ChatChunkChoice {
             index,
-            logprobs: reply.logprobs.then(|| logprobs::chat(&self.head.names, &piece.tokens)),
+            logprobs: reply.logprobs.map(|_| logprobs::chat(&self.head.names, &piece.tokens)),
             token_ids: reply.token_ids.then(|| piece.tokens.iter().map(|token| token.id).collect()),
             delta: ChatDelta {
                 role: None,

@@ -81,7 +81,7 @@ impl Choice {
         if !alone {
             choice.text.push_str(&piece.text);
             for scored in piece.tokens.iter().filter_map(|token| token.logprobs.as_ref()) {
-                scores.push(&head.names, scored, &mut self.offset);
+                scores.push(head, scored, &mut self.offset);
             }
         }
         choice.logprobs = (!scores.tokens.is_empty()).then_some(scores);
@@ -109,8 +109,8 @@ impl Choice {
         if head.reply.token_ids {
             choice.prompt_token_ids = Some(prompt.tokens.clone());
         }
-        if head.reply.prompt_logprobs {
-            choice.prompt_logprobs = positions.map(|list| logprobs::prompt(&head.names, list));
+        if let Some(top) = head.reply.prompt_logprobs {
+            choice.prompt_logprobs = positions.map(|list| logprobs::prompt(&head.names, list, top));
         }
         if head.reply.echo == Echo::None {
             return;
@@ -119,7 +119,7 @@ impl Choice {
             Some(text) => text.clone(),
             None => head.names.tokenizer.decode(&prompt.tokens, false).unwrap_or_default(),
         };
-        if head.reply.logprobs {
+        if head.reply.logprobs.is_some() {
             self.echo_scores(head, &prompt.tokens, positions.unwrap_or_default(), scores);
         }
     }
@@ -133,7 +133,7 @@ impl Choice {
     ) {
         for (&token, position) in tokens.iter().zip(positions) {
             match position {
-                Some(position) => scores.push(&head.names, position, &mut self.offset),
+                Some(position) => scores.push(head, position, &mut self.offset),
                 None => scores.push_first(&head.names, token, &mut self.offset),
             }
         }

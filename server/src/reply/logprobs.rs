@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use loraplex_core::{OutputToken, TokenLogprobs, Tokenizer};
 
+use super::Head;
 use crate::openai::logprobs::{
     ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, PromptLogprob, PromptLogprobs, Scores,
     TopLogprob,
@@ -33,9 +34,11 @@ impl Names {
 
 impl CompletionLogprobs {
     /// Appends a drawn token. `offset` is where its text starts and moves behind it.
-    pub(super) fn push(&mut self, names: &Names, scores: &TokenLogprobs, offset: &mut usize) {
+    pub(super) fn push(&mut self, head: &Head, scores: &TokenLogprobs, offset: &mut usize) {
+        let names = &head.names;
         let mut top = Scores(vec![(names.name(scores.token), finite(scores.logprob))]);
-        for &(id, logprob) in &scores.top {
+        // The engine scores a prompt with as many as either of two fields wants.
+        for &(id, logprob) in scores.top.iter().take(head.reply.logprobs.unwrap_or(0)) {
             let name = names.name(id);
             // Two tokens may read alike; the better one counts.
             if top.0.iter().all(|(other, _)| *other != name) {
@@ -79,8 +82,12 @@ pub(super) fn chat(names: &Names, tokens: &[OutputToken]) -> ChatLogprobs {
     ChatLogprobs { content: content.collect() }
 }
 
-/// Log-probabilities of a prompt, as vLLM writes them.
-pub(super) fn prompt(names: &Names, positions: &[Option<TokenLogprobs>]) -> PromptLogprobs {
+/// Log-probabilities of a prompt, as vLLM writes them, with the `top` best tokens of each position.
+pub(super) fn prompt(
+    names: &Names,
+    positions: &[Option<TokenLogprobs>],
+    top: usize,
+) -> PromptLogprobs {
     let position = |scores: &TokenLogprobs| {
         let mut tokens = BTreeMap::new();
         let mut insert = |id: u32, logprob: f32, rank: u64| {
@@ -89,7 +96,7 @@ pub(super) fn prompt(names: &Names, positions: &[Option<TokenLogprobs>]) -> Prom
             tokens.entry(id).or_insert(entry);
         };
         insert(scores.token, scores.logprob, u64::from(scores.rank) + 1);
-        for (&(id, logprob), rank) in scores.top.iter().zip(1..) {
+        for (&(id, logprob), rank) in scores.top.iter().take(top).zip(1..) {
             insert(id, logprob, rank);
         }
         tokens

@@ -88,6 +88,10 @@ async fn echo_and_scores_cover_prompt_and_output() {
         })
         .collect();
     assert_eq!(joined, list("text_offset"));
+    let both = ok(PATH, body(json!({"echo": true, "logprobs": 0, "prompt_logprobs": 3}))).await;
+    let choice = &both["choices"][0];
+    assert_eq!(choice["logprobs"]["top_logprobs"][1].as_object().unwrap().len(), 1);
+    assert!(choice["prompt_logprobs"][1].as_object().unwrap().len() >= 3);
     let alone = ok(PATH, body(json!({"echo": true, "logprobs": 0, "max_tokens": 0}))).await;
     let choice = &alone["choices"][0];
     assert_eq!(
