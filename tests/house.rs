@@ -1,5 +1,7 @@
 //! The rules of the house as tests: arrows between crates, the shape of files, the rooms of `unsafe`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

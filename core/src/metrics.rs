@@ -4,6 +4,7 @@
 
 mod lora_info;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::adapter::Adapter;
 use crate::kv_cache::BlockStats;
@@ -44,7 +45,7 @@ pub struct Metrics {
     queue_time: Histogram,
     iteration_tokens: Histogram,
     lora_operations: Counter,
-    lora: std::sync::Arc<LoraInfo>,
+    lora: Arc<LoraInfo>,
     seen: Mutex<Seen>,
 }
 
@@ -96,95 +97,51 @@ impl Metrics {
     /// `model_name` labels every metric but `lora_requests_info`; `max_loras` is shown there.
     pub fn new(model_name: &str, max_loras: usize) -> Self {
         let mut registry = Registry::default();
-        let lora = std::sync::Arc::new(LoraInfo::new(max_loras));
+        let lora = Arc::new(LoraInfo::new(max_loras));
         registry.register_collector(Box::new(LoraInfoCollector(lora.clone())));
         let labels = [("engine", "0"), ("model_name", model_name)];
         let labels = labels.map(|(key, value)| (key.into(), value.to_owned().into()));
-        let model = registry.sub_registry_with_labels(labels.into_iter());
-        let histogram = |edges: &[f64]| Histogram::new(edges.iter().copied());
-        macro_rules! register {
-            ($name:literal, $help:literal, $metric:expr) => {{
-                let metric = $metric;
-                model.register($name, $help, metric.clone());
-                metric
-            }};
-        }
+        let mut model = Registrar(registry.sub_registry_with_labels(labels.into_iter()));
         Self {
-            requests_running: register!(
-                "vllm:num_requests_running",
-                "Requests in the running batch",
-                Gauge::default()
-            ),
-            requests_waiting: register!(
-                "vllm:num_requests_waiting",
-                "Requests waiting to run",
-                Gauge::default()
-            ),
-            kv_cache_usage: register!(
-                "vllm:kv_cache_usage_perc",
-                "Share of KV blocks in use, 1 is all",
-                Ratio::default()
-            ),
-            prefix_queries: register!(
-                "vllm:prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache",
-                Counter::default()
-            ),
-            prefix_hits: register!(
-                "vllm:prefix_cache_hits",
-                "Prompt tokens found in the prefix cache",
-                Counter::default()
-            ),
-            preemptions: register!(
+            requests_running: model
+                .plain("vllm:num_requests_running", "Requests in the running batch"),
+            requests_waiting: model.plain("vllm:num_requests_waiting", "Requests waiting to run"),
+            kv_cache_usage: model
+                .plain("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all"),
+            prefix_queries: model
+                .plain("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
+            prefix_hits: model
+                .plain("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache"),
+            preemptions: model.plain(
                 "vllm:num_preemptions",
                 "Requests that gave their KV blocks back before their end",
-                Counter::default()
             ),
-            prompt_tokens: register!(
-                "vllm:prompt_tokens",
-                "Prompt tokens of admitted requests",
-                Counter::default()
-            ),
-            generation_tokens: register!(
-                "vllm:generation_tokens",
-                "Tokens generated",
-                Counter::default()
-            ),
-            request_success: register!(
-                "vllm:request_success",
-                "Requests ended, by reason",
-                Family::default()
-            ),
-            time_to_first_token: register!(
+            prompt_tokens: model.plain("vllm:prompt_tokens", "Prompt tokens of admitted requests"),
+            generation_tokens: model.plain("vllm:generation_tokens", "Tokens generated"),
+            request_success: model.plain("vllm:request_success", "Requests ended, by reason"),
+            time_to_first_token: model.histogram(
                 "vllm:time_to_first_token_seconds",
                 "From arrival to the first token",
-                histogram(&FIRST_TOKEN)
+                &FIRST_TOKEN,
             ),
-            inter_token_latency: register!(
+            inter_token_latency: model.histogram(
                 "vllm:inter_token_latency_seconds",
                 "Between neighbouring tokens of a request",
-                histogram(&INTER_TOKEN)
+                &INTER_TOKEN,
             ),
-            request_latency: register!(
+            request_latency: model.histogram(
                 "vllm:e2e_request_latency_seconds",
                 "From arrival to the end",
-                histogram(&REQUEST)
+                &REQUEST,
             ),
-            queue_time: register!(
+            queue_time: model.histogram(
                 "vllm:request_queue_time_seconds",
                 "From arrival to admission",
-                histogram(&REQUEST)
+                &REQUEST,
             ),
-            iteration_tokens: register!(
-                "vllm:iteration_tokens",
-                "Rows of a step",
-                histogram(&TOKENS)
-            ),
-            lora_operations: register!(
-                "loraplex:lora_operations",
-                "LoRA shrinks and expands issued",
-                Counter::default()
-            ),
+            iteration_tokens: model.histogram("vllm:iteration_tokens", "Rows of a step", &TOKENS),
+            lora_operations: model
+                .plain("loraplex:lora_operations", "LoRA shrinks and expands issued"),
             lora,
             seen: Mutex::default(),
             registry,
@@ -250,6 +207,24 @@ impl Metrics {
         let operations = |c: &OpCounters| c.lora_shrinks + c.lora_expands;
         self.lora_operations.inc_by(operations(&report.operations) - operations(&seen.operations));
         *seen = Seen { prefix: report.prefix, operations: report.operations };
+    }
+}
+
+/// Registers a metric and hands a clone of it back.
+struct Registrar<'a>(&'a mut Registry);
+
+impl Registrar<'_> {
+    fn plain<M: Default + Clone + Metric>(&mut self, name: &str, help: &str) -> M {
+        self.keep(name, help, M::default())
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, edges: &[f64]) -> Histogram {
+        self.keep(name, help, Histogram::new(edges.iter().copied()))
+    }
+
+    fn keep<M: Clone + Metric>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
     }
 }
 

@@ -17,7 +17,7 @@ async fn main() -> Result<()> {
         None => {
             let folder =
                 |name: &str| format!("{name}={}", demo.join("adapters").join(name).display());
-            (demo.join("model"), ["pirate", "shout", "poet"].map(|name| folder(name)).to_vec())
+            (demo.join("model"), ["pirate", "shout", "poet"].map(folder).to_vec())
         }
     };
 

@@ -31,25 +31,21 @@ async fn keys_guard_what_they_should() {
     assert!(!server.logged().contains("boss"), "keys are not logged");
 }
 
+const RUNNING: &str = "vllm:num_requests_running{engine=\"0\",model_name=\"base\"} 1";
+
 #[tokio::test]
 async fn sigterm_lets_requests_finish() {
     let mut server = serve(&[]).await;
     let body = completion("base", json!({"max_tokens": 150, "stream": true}));
-    let client = server.client().clone();
-    let running = tokio::spawn(async move { client.post("/v1/completions", &body).await });
-    // Once a token has been drawn the request is under way.
-    while !server
-        .client()
-        .get("/metrics")
-        .await
-        .text
-        .contains("vllm:num_requests_running{engine=\"0\",model_name=\"base\"} 1")
-    {
-        tokio::task::yield_now().await;
-    }
-    let sent = std::process::Command::new("kill").arg(server.id().to_string()).status().unwrap();
-    assert!(sent.success());
-    let answer = running.await.unwrap();
+    let (id, client) = (server.id().to_string(), server.client().clone());
+    let end = async {
+        // Once it runs, the request is under way.
+        while !client.get("/metrics").await.text.contains(RUNNING) {
+            tokio::task::yield_now().await;
+        }
+        assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
+    };
+    let (answer, ()) = futures::join!(client.post("/v1/completions", &body), end);
     let events = answer.events();
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "length");
     assert_eq!(server.ended().await.code(), Some(0), "{}", server.logged());

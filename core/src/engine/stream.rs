@@ -32,7 +32,8 @@ impl OutputStream {
         events: UnboundedReceiver<Event>,
         request: &GenerateRequest,
     ) -> Self {
-        let tokens = TokenStream::new(engine.tokenizer().clone(), request.text.skip_special_tokens);
+        let tokens =
+            TokenStream::continuing(engine.tokenizer().clone(), request.text.skip_special_tokens);
         Self {
             engine,
             id,
@@ -150,10 +151,10 @@ impl TextStream {
     /// Appends what `token` adds to `out`. Returns the stop text that it completed.
     fn push(&mut self, token: u32, ending: Option<&Ending>, out: &mut String) -> Option<String> {
         let by_stop_token = matches!(ending, Some((FinishReason::Stop, _)));
-        if !by_stop_token || self.options.include_stop {
-            if let Some(text) = self.tokens.push(token) {
-                self.held.push_str(&text);
-            }
+        if (!by_stop_token || self.options.include_stop)
+            && let Some(text) = self.tokens.push(token)
+        {
+            self.held.push_str(&text);
         }
         if ending.is_some() {
             self.held.push_str(&self.tokens.flush().unwrap_or_default());

@@ -191,7 +191,8 @@ fn prompt_positions_are_scored_once_each_over_chunks() {
 
 #[test]
 fn endings() {
-    let cases: [(fn(&mut SamplingParams), usize, Ending); 4] = [
+    type Change = fn(&mut SamplingParams);
+    let cases: [(Change, usize, Ending); 4] = [
         (|p| p.max_tokens = 3, 3, (FinishReason::Length, None)),
         (|p| p.stop_token_ids = vec![7], 1, (FinishReason::Stop, Some(StopReason::Token(7)))),
         (|p| (p.max_tokens, p.ignore_eos) = (2, true), 2, (FinishReason::Length, None)),
