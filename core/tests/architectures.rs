@@ -105,9 +105,10 @@ impl<B: Backend> Rig<B> {
             let mut owners = Vec::new();
             let mut segments = Vec::new();
             for (index, &(tokens, adapter)) in prompts.iter().enumerate() {
-                let Some(part) = tokens.get(start..tokens.len().min(start + chunk)) else {
+                if start >= tokens.len() {
                     continue;
-                };
+                }
+                let part = &tokens[start..tokens.len().min(start + chunk)];
                 let first_row = rows.tokens.len() as u32;
                 rows.add(part, start, index * per_prompt..(index + 1) * per_prompt);
                 owners.extend(std::iter::repeat_n(index, part.len()));
