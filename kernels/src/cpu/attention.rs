@@ -395,6 +395,8 @@ impl<O: Operands> Pairs<O> {
                     w: pointers,
                     w_stride: self.w_stride,
                     prefetch: 0,
+                    fetches: std::ptr::null(),
+                    fetch_count: 0,
                     steps: self.steps,
                     c: self.c.wrapping_add(row * self.c_stride + vector * O::S::LANES),
                     c_stride: self.c_stride,
