@@ -90,7 +90,7 @@ pub trait Backend: Debug + Send + 'static {
     /// Puts constants on the device.
     fn upload_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;
 
-    /// Makes room for activations.
+    /// Makes room for activations. What it holds before an operation has written to it is undefined.
     fn buffer(&mut self, kind: BufferKind, rows: usize, width: usize) -> Result<Self::Buffer>;
 
     /// Makes room for K and V.
@@ -102,7 +102,7 @@ pub trait Backend: Debug + Send + 'static {
     /// Makes a packed adapter resident.
     fn upload_adapter(&mut self, adapter: &Arc<PackedAdapter>) -> Result<Self::Adapter>;
 
-    /// Takes the step's metadata; the slices are not needed afterwards.
+    /// Takes the step's metadata; the slices are not needed afterwards. Tickets of steps before may still be out.
     fn begin_step(&mut self, step: &Step<'_, Self::Adapter>) -> Result<StepMode>;
 
     /// `residual[row] = table[token of row]`.

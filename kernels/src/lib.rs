@@ -6,7 +6,7 @@
 //! | [`args`] | what the operations take: [`Step`], [`QkvOp`], [`SampleRow`], with shapes and units |
 //! | [`weights`] | host tensors, LoRA weights and their packed form |
 //! | [`sampling`] | the definition of a draw: penalties, temperature, truncation, seeded choice |
-//! | [`reference`] | plain loops in f32: the definition of every operation |
+//! | [`mod@reference`] | plain loops in f32: the definition of every operation |
 //! | [`cpu`] | the same operations in SIMD on a thread pool |
 //!
 //! What this crate must never do: know about requests, schedulers, files or tokenizers. A backend sees one step at a

@@ -109,28 +109,28 @@ fn draw(logits: &mut [f32], params: &SamplingParams<'_>, scratch: &mut SamplingS
     let top_p = f64::from(params.top_p);
     let candidates = &mut scratch.candidates;
     if top_k == all && top_p >= 1.0 {
-        let weights = logits.iter().map(|&logit| softmax.weight(logit));
-        return pick((0..).zip(weights), uniform * softmax.sum(logits));
+        let sum = softmax.sum(logits);
+        softmax.weigh(logits);
+        return pick((0..).zip(logits.iter().copied()), uniform * sum);
     } else if top_k == all {
         nucleus(logits, &softmax, top_p, candidates);
     } else {
         best(logits, top_k, candidates);
         if top_p < 1.0 {
-            let sum = candidates.iter().map(|&(_, logit)| softmax.weight(logit)).sum::<f64>();
-            keep_reaching(candidates, &softmax, top_p * sum);
+            let wanted = top_p * softmax.sum_of(candidates);
+            keep_reaching(candidates, &softmax, wanted);
         }
     }
     candidates.sort_unstable_by_key(|&(id, _)| id);
-    let weights = candidates.iter().map(|&(id, logit)| (id, softmax.weight(logit)));
-    let sum = weights.clone().map(|(_, weight)| weight).sum::<f64>();
-    pick(weights, uniform * sum)
+    let target = uniform * softmax.sum_of(candidates);
+    pick(candidates.iter().map(|&(id, logit)| (id, softmax.weight(logit))), target)
 }
 
 /// The first token at which the running sum exceeds `target`.
-fn pick(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
+fn pick(weights: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
     let (mut sum, mut last) = (0.0, 0);
     for (id, weight) in weights {
-        sum += weight;
+        sum += f64::from(weight);
         if sum > target {
             return id;
         }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::softmax::Softmax;
 
-/// How many of the best tokens a nucleus looks at first; most hold fewer.
+/// How many of the best tokens a nucleus looks at before it looks at all; most hold fewer.
 const FIRST_LOOK: usize = 256;
 
 /// Puts the `count` best tokens above minus infinity into `out`, best first, ties to the lower id.
@@ -31,18 +31,33 @@ pub(super) fn best(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
     out.sort_unstable_by(best_first);
 }
 
-/// Keeps the smallest set of best tokens whose weights reach `share` of the sum over all, best first.
+/// Puts the smallest set of best tokens whose weights reach `share` of the sum over all into `out`, in any order.
 pub(super) fn nucleus(logits: &[f32], softmax: &Softmax, share: f64, out: &mut Vec<(u32, f32)>) {
     let wanted = share * softmax.sum(logits);
-    let mut count = FIRST_LOOK;
-    loop {
-        best(logits, count, out);
-        let all = out.len() < count;
-        if keep_reaching(out, softmax, wanted) || all {
-            return;
-        }
-        count *= 8;
+    best(logits, FIRST_LOOK, out);
+    if !keep_reaching(out, softmax, wanted) && out.len() == FIRST_LOOK {
+        out.clear();
+        out.extend((0..).zip(logits.iter().copied()).filter(|&(_, logit)| logit >= softmax.least));
+        halve_to_reach(out, softmax, wanted);
     }
+}
+
+/// Does what [`keep_reaching`] does to candidates in any order, in linear time: it halves the range in which the last
+/// one to keep must lie.
+fn halve_to_reach(candidates: &mut Vec<(u32, f32)>, softmax: &Softmax, wanted: f64) {
+    let (mut low, mut high) = (0, candidates.len());
+    let mut sum_to_low = 0.0;
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        candidates[low..high].select_nth_unstable_by(middle - low, best_first);
+        let sum = sum_to_low + softmax.sum_of(&candidates[low..middle]);
+        if sum >= wanted {
+            high = middle;
+        } else {
+            (low, sum_to_low) = (middle, sum);
+        }
+    }
+    candidates.truncate(high);
 }
 
 /// Keeps the first of `candidates`, which come best first, until their weights reach `wanted`; at least one. Returns
@@ -54,7 +69,7 @@ pub(super) fn keep_reaching(
 ) -> bool {
     let mut sum = 0.0;
     let last = candidates.iter().position(|&(_, logit)| {
-        sum += softmax.weight(logit);
+        sum += f64::from(softmax.weight(logit));
         sum >= wanted
     });
     if let Some(last) = last {

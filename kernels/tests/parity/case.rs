@@ -162,7 +162,14 @@ fn ranks() -> Vec<Case> {
     let mixed = vec![[1; 7], [64; 7], [3; 7], [8; 7], [16; 7], [7; 7]];
     cases.push(Case { adapters: mixed, mix: Mix::Distinct, ..base("ranks mixed over adapters") });
     let within = vec![[1, 16, 3, 8, 7, 2, 64], [5, 5, 8, 1, 16, 16, 4]];
-    cases.push(Case { adapters: within, ..base("ranks mixed within an adapter") });
+    cases.push(Case { adapters: within.clone(), ..base("ranks mixed within an adapter") });
+    // Nothing is a multiple of a vector's width or of a cache line.
+    for (hidden, head_dim, ffn) in [(72, 32, 136), (200, 80, 264)] {
+        let shape = Shape { hidden, heads: 3, kv_heads: 1, head_dim, ffn, ..SMALL };
+        let adapters = [vec![[1, 3, 7, 5, 1, 2, 3], [7; 7]], within.clone()].concat();
+        let name = format!("odd ranks, hidden {hidden}");
+        cases.push(Case { shape, adapters, lives: LIVES[..3].to_vec(), ..base(name) });
+    }
     cases
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use loraplex_kernels::{
     AttentionOp, AttentionShape, Backend, BufferKind, GatedMlpOp, HostTensor, KvShape, Part,
     ProjectOp, QkNorm, QkvOp, RowToken, SampleRow, SampleTask, SequenceSpan, Site, Step, StepMode,
+    StepOutput,
 };
 
 use crate::case::{Case, Shape};
@@ -27,6 +28,8 @@ struct DeviceLayer<B: Backend> {
 pub(crate) struct Device<B: Backend> {
     pub(crate) backend: B,
     pub(crate) adapters: Vec<B::Adapter>,
+    /// Goes from step to step, as in the engine.
+    pub(crate) output: StepOutput,
     shape: Shape,
     embedding: B::Linear,
     /// One row of NaN.
@@ -72,6 +75,7 @@ impl<B: Backend> Device<B> {
             layers: world.layers.iter().map(|layer| upload_layer(&mut backend, layer)).collect(),
             last_norm: backend.upload_vector(&world.last_norm).unwrap(),
             heads: world.heads.iter().map(|head| linear(&mut backend, head)).collect(),
+            output: StepOutput::default(),
             buffers: buffers(&mut backend, case, rows, blocks),
             shape,
             backend,
@@ -159,9 +163,8 @@ impl<B: Backend> Device<B> {
             let head = &self.heads[Probe::Decoder as usize];
             self.backend.sample(head, &self.buffers.normed, &[row]).unwrap();
             let ticket = self.backend.end_step().unwrap();
-            let mut output = Default::default();
-            self.backend.wait(ticket, &mut output).unwrap();
-            assert_eq!(output.tokens, [0], "a row of NaN draws token 0");
+            self.backend.wait(ticket, &mut self.output).unwrap();
+            assert_eq!(self.output.tokens, [0], "a row of NaN draws token 0");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use loraplex_kernels::{
     Backend, LoraSegment, OpCounters, RowToken, SampleRow, SampleTask, SamplingParams,
-    SequenceSpan, Step, StepOutput,
+    SequenceSpan, Step,
 };
 
 use crate::case::Case;
@@ -74,11 +74,11 @@ pub(crate) fn run_case<B: Backend>(make: impl Fn() -> B, job: &Job<'_>) -> (Outp
             Some((ticket, rows))
         };
         if let Some((ticket, rows)) = ready {
-            rows.collect(job, &mut device.backend, ticket, &mut outputs);
+            rows.collect(job, &mut device, ticket, &mut outputs);
         }
     }
     if let Some((ticket, rows)) = pending {
-        rows.collect(job, &mut device.backend, ticket, &mut outputs);
+        rows.collect(job, &mut device, ticket, &mut outputs);
     }
     let after = device.backend.counters();
     let counters = OpCounters {
@@ -219,12 +219,12 @@ impl StepRows {
     fn collect<B: Backend>(
         &self,
         job: &Job<'_>,
-        backend: &mut B,
+        device: &mut Device<B>,
         ticket: B::Ticket,
         outputs: &mut Outputs,
     ) {
-        let mut output = StepOutput::default();
-        backend.wait(ticket, &mut output).unwrap();
+        device.backend.wait(ticket, &mut device.output).unwrap();
+        let output = &device.output;
         assert_eq!(output.tokens.len(), self.places.len());
         for (row, &place) in self.places.iter().enumerate() {
             let index = self.sample_index(row);
