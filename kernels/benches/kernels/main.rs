@@ -56,16 +56,16 @@ fn workloads(adapters: usize) -> Vec<Workload> {
     };
     let prefill = |adapter| vec![Sequence { context: 0, rows: 512, adapter }];
     let mut all = vec![
-        Workload { name: "decode 1", sequences: decode(1, |_| None), steps: 4 },
-        Workload { name: "decode 8", sequences: decode(8, |_| None), steps: 4 },
-        Workload { name: "prefill 512", sequences: prefill(None), steps: 1 },
+        Workload { name: "decode-1", sequences: decode(1, |_| None), steps: 4 },
+        Workload { name: "decode-8", sequences: decode(8, |_| None), steps: 4 },
+        Workload { name: "prefill-512", sequences: prefill(None), steps: 1 },
     ];
     if adapters >= 8 {
         all.extend([
-            Workload { name: "decode 1, LoRA", sequences: decode(1, |_| Some(0)), steps: 4 },
-            Workload { name: "decode 8, 1 LoRA", sequences: decode(8, |_| Some(0)), steps: 4 },
-            Workload { name: "decode 8, 8 LoRA", sequences: decode(8, Some), steps: 4 },
-            Workload { name: "prefill 512, LoRA", sequences: prefill(Some(0)), steps: 1 },
+            Workload { name: "decode-1-lora", sequences: decode(1, |_| Some(0)), steps: 4 },
+            Workload { name: "decode-8-lora-1", sequences: decode(8, |_| Some(0)), steps: 4 },
+            Workload { name: "decode-8-lora-8", sequences: decode(8, Some), steps: 4 },
+            Workload { name: "prefill-512-lora", sequences: prefill(Some(0)), steps: 1 },
         ]);
     }
     all
@@ -78,6 +78,8 @@ struct Arguments {
     rounds: usize,
     rank: usize,
     only: Option<String>,
+    /// Run this many steps and print nothing: for a profiler.
+    profile: usize,
 }
 
 fn arguments() -> Arguments {
@@ -87,6 +89,7 @@ fn arguments() -> Arguments {
         rounds: 5,
         rank: 16,
         only: None,
+        profile: 0,
     };
     for word in std::env::args().skip(1) {
         let number = || word.split('=').nth(1).and_then(|n| n.parse().ok());
@@ -96,6 +99,7 @@ fn arguments() -> Arguments {
             "threads" => arguments.options.threads = number().unwrap_or(2),
             "rounds" => arguments.rounds = number().unwrap_or(5),
             "rank" => arguments.rank = number().unwrap_or(16),
+            "profile" => arguments.profile = number().unwrap_or(0),
             "only" => arguments.only = word.split('=').nth(1).map(String::from),
             "isa" => {
                 let name = word.split('=').nth(1);
@@ -123,11 +127,19 @@ fn main() {
     let shape = arguments.shape;
     let options = arguments.options;
     let mut model = Model::new(shape, options, (8, arguments.rank));
-    let mut probe = Probe::new(options.dtype, options.threads, options.isa).expect("a probe");
     let mut workloads = workloads(8);
     if let Some(only) = &arguments.only {
-        workloads.retain(|workload| workload.name.replace(' ', "-").contains(only));
+        workloads.retain(|workload| only.split(',').any(|name| name == workload.name));
     }
+    for _ in 0..arguments.profile {
+        for workload in &workloads {
+            model.step(&workload.sequences);
+        }
+    }
+    if arguments.profile > 0 {
+        return;
+    }
+    let mut probe = Probe::new(options.dtype, options.threads, options.isa).expect("a probe");
     let mut reads = Vec::new();
     let mut peaks = Vec::new();
     let mut all: Vec<Vec<(Times, f64, f64)>> = workloads.iter().map(|_| Vec::new()).collect();
@@ -156,6 +168,15 @@ fn main() {
     );
     for (workload, samples) in workloads.iter().zip(&all) {
         report(&shape, bytes, workload, samples);
+        // Beside the workload without adapters, round by round.
+        let Some((base, _)) = workload.name.split_once("-lora") else { continue };
+        let base = workloads.iter().position(|workload| workload.name == base);
+        if let Some(base) = base {
+            let seconds = |sample: &(Times, f64, f64)| sample.0.total.as_secs_f64();
+            let pairs = all[base].iter().zip(samples);
+            let mut shares: Vec<f64> = pairs.map(|(a, b)| seconds(a) / seconds(b)).collect();
+            println!("{:<18} {:>9.3} of {}", "", median(&mut shares), workloads[base].name);
+        }
     }
 }
 

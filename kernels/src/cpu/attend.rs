@@ -8,7 +8,7 @@ use super::attention::{Attend, Cut, scratch_bytes};
 use super::backend::CpuBackend;
 use super::kv::CpuKvCache;
 use super::pack::shape;
-use super::product::part_of;
+use super::pool::part_of;
 use super::shared::SharedMut;
 
 /// Some rows of a sequence.

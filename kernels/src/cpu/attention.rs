@@ -135,6 +135,9 @@ impl Task for Attend<'_> {
                 let start = chunk * span;
                 let chunk = Chunk { start, keys: span.min(end - start) };
                 self.scores::<O>(&scratch, chunk);
+                if start + span < end {
+                    self.fetch_keys::<O>(start + span, end);
+                }
                 for m in 0..self.pairs() {
                     self.soften::<O>(&scratch, chunk, m);
                 }
@@ -192,6 +195,8 @@ impl Attend<'_> {
             x: scratch.q,
             x_stride: g.steps * O::PAIR,
             w_stride: g.lanes * O::PAIR,
+            // The values of a block lie behind its keys.
+            prefetch: g.k_len(),
             steps: g.steps,
             c: scratch.scores,
             c_stride: scratch.lanes,
@@ -204,6 +209,24 @@ impl Attend<'_> {
         };
         // SAFETY: the sequence's blocks hold the chunk's keys.
         unsafe { product.run(self.pairs(), self.vectors(chunk), panel) }
+    }
+
+    /// Asks for the keys of the chunk that starts at `start`.
+    ///
+    /// # Safety
+    /// The instructions of `O` are there.
+    #[inline(always)]
+    unsafe fn fetch_keys<O: Operands>(&self, start: usize, end: usize) {
+        let g = &self.geometry;
+        let blocks = start / g.block_size..end.div_ceil(g.block_size);
+        for &block in self.blocks[blocks].iter().take(chunk_blocks(g)) {
+            let k =
+                self.kv.cast::<O::W>().wrapping_add(g.k(block as usize, self.kv_head)).cast::<u8>();
+            for line in (0..g.k_len() * size_of::<O::W>()).step_by(64) {
+                // SAFETY: the caller's promise.
+                unsafe { O::S::prefetch(k.wrapping_add(line)) };
+            }
+        }
     }
 
     /// Vectors of keys that hold the chunk.
@@ -307,6 +330,8 @@ impl Attend<'_> {
                 x: scratch.weights.wrapping_add(index * g.groups * g.lanes),
                 x_stride: scratch.lanes,
                 w_stride: g.v_width * O::PAIR,
+                // The next head's keys lie behind this one's values.
+                prefetch: g.v_len(),
                 steps: whole,
                 c: scratch.sums,
                 c_stride: g.v_width,
@@ -364,6 +389,8 @@ struct Pairs<O: Operands> {
     x: *const O::X,
     x_stride: usize,
     w_stride: usize,
+    /// See [`Tile::prefetch`].
+    prefetch: usize,
     steps: usize,
     c: *mut f32,
     c_stride: usize,
@@ -394,7 +421,9 @@ impl<O: Operands> Pairs<O> {
                     x_stride: self.x_stride,
                     w: pointers,
                     w_stride: self.w_stride,
-                    prefetch: 0,
+                    prefetch: self.prefetch,
+                    fetches: std::ptr::null(),
+                    fetch_count: 0,
                     steps: self.steps,
                     c: self.c.wrapping_add(row * self.c_stride + vector * O::S::LANES),
                     c_stride: self.c_stride,

@@ -56,6 +56,16 @@ impl Geometry {
         }
     }
 
+    /// Elements of a head's K in a block.
+    pub(crate) fn k_len(&self) -> usize {
+        self.k_len
+    }
+
+    /// Elements of a head's V in a block.
+    pub(crate) fn v_len(&self) -> usize {
+        self.v_len
+    }
+
     fn block_len(&self) -> usize {
         self.kv_heads * (self.k_len + self.v_len)
     }

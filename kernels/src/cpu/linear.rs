@@ -10,12 +10,14 @@ use crate::weights::Site;
 use super::backend::CpuBackend;
 use super::buffer::CpuBuffer;
 use super::heads::{FinishHeads, HeadNorm};
-use super::isa::Layout;
-use super::lora::{Input, SiteShape};
+use super::isa::{Arch, Layout};
+use super::lora::{Input, Shrinks, SiteShape, StepLora};
 use super::pack::{CpuLinear, shape};
 use super::pointwise::{AddResidual, Gate};
-use super::product::{Product, Strip, part_of, scratch_columns};
+use super::pool::{Pool, part_of};
+use super::product::{Adapted, Product, Strip, scratch_columns};
 use super::shared::SharedMut;
+use super::step::StepState;
 
 /// Panels that a task takes at most: as many streams of weights as one row has accumulators for.
 const PANELS: usize = 4;
@@ -55,20 +57,70 @@ impl Grid {
         (part_of(self.rows, self.row_blocks, row), part_of(self.units, self.column_tasks, column))
     }
 
+    /// The first unit of the task that a thread takes after this one, unless it has the same units.
+    pub(crate) fn next(&self, task: usize) -> Option<usize> {
+        let (_, units) = self.task(task);
+        let next = if task + 1 < self.tasks() { self.task(task + 1).1 } else { return None };
+        (next.start != units.start).then_some(next.start)
+    }
+
     /// Rows and units that a task has at most.
     pub(crate) fn largest(&self) -> (usize, usize) {
         (self.rows.div_ceil(self.row_blocks.max(1)), self.units.div_ceil(self.column_tasks.max(1)))
     }
 }
 
+/// A linear layer under way.
+struct Linear<'a> {
+    arch: &'a Arch,
+    input: Input,
+    weight: &'a CpuLinear,
+    lora: &'a StepLora,
+    shrinks: Shrinks,
+    /// Of a scratch tile.
+    c_stride: usize,
+}
+
+impl Linear<'_> {
+    /// Multiplies rows with strips of the weight, adds what LoRA adds, and leaves the result in `c`.
+    fn product(&self, rows: Range<usize>, strips: &[Strip], (c, next): (*mut f32, Option<usize>)) {
+        self.lora.help(&self.shrinks, self.arch);
+        let size = self.arch.layout().x_size;
+        let (expands, shrinks) = (&self.lora.expands[..], &self.shrinks);
+        let product = Product {
+            x: self.input.x.get().wrapping_add(rows.start * self.input.stride * size),
+            x_stride: self.input.stride,
+            rows,
+            weight: self.weight,
+            strips,
+            lora: (!expands.is_empty()).then_some(Adapted { expands, shrinks }),
+            next,
+            c,
+            c_stride: self.c_stride,
+        };
+        // SAFETY: rows and strips lie within the operands, as `begin_linear` and the grid make sure; `c` is this task's.
+        unsafe { self.arch.run(&product) }
+    }
+}
+
+/// The parts of the backend that a linear layer and what follows it need.
+struct Parts<'a> {
+    linear: Linear<'a>,
+    pool: &'a mut Pool,
+    step: &'a StepState,
+    /// Scratch tiles, one a worker.
+    tiles: &'a [SharedMut<u8>],
+}
+
 impl CpuBackend {
-    /// Checks a linear layer's operands, and computes the LoRA activations of its site.
-    fn begin_linear(
-        &mut self,
+    /// Checks a linear layer's operands, lists the LoRA work of its site, and makes room for scratch tiles of so many
+    /// rows and columns.
+    fn begin_linear<'a>(
+        &'a mut self,
         at: SiteShape<'_>,
-        weight: &CpuLinear,
-        x: &CpuBuffer,
-    ) -> Result<Input> {
+        (weight, x): (&'a CpuLinear, &'a CpuBuffer),
+        (rows, c_stride): (usize, usize),
+    ) -> Result<Parts<'a>> {
         x.check(BufferKind::Operand, self.step.rows(), weight.inputs)?;
         let out = at.widths.iter().sum();
         if weight.out != out {
@@ -79,8 +131,13 @@ impl CpuBackend {
             stride: x.stride,
             width: weight.inputs,
         };
-        self.lora.shrink(at, input, (&self.arch, &mut self.pool, &mut self.counters))?;
-        Ok(input)
+        let threads = self.pool.threads();
+        let layout = self.arch.layout();
+        let shrinks = self.lora.begin(at, input, (layout, threads, &mut self.counters))?;
+        let tiles = self.scratch.take(threads, rows * c_stride * size_of::<f32>())?;
+        let (arch, lora) = (&self.arch, &self.lora);
+        let linear = Linear { arch, input, weight, lora, shrinks, c_stride };
+        Ok(Parts { linear, pool: &mut self.pool, step: &self.step, tiles })
     }
 
     fn grid(&self, units: usize, unit_panels: usize) -> Grid {
@@ -92,31 +149,21 @@ impl CpuBackend {
     pub(crate) fn run_project(&mut self, op: ProjectOp<'_, Self>) -> Result<()> {
         let hidden = op.residual.width;
         op.residual.check(BufferKind::Residual, self.step.rows(), hidden)?;
-        let at = SiteShape { layer: op.layer, site: op.site, widths: &[hidden] };
-        let input = self.begin_linear(at, op.weight, op.x)?;
         let layout = self.arch.layout();
         let grid = self.grid(op.weight.panels(), 1);
         let (rows, panels) = grid.largest();
+        let at = SiteShape { layer: op.layer, site: op.site, widths: &[hidden] };
         let c_stride = scratch_columns(layout, 1, panels);
-        let scratch = self.scratch.take(self.pool.threads(), rows * c_stride * 4)?;
-        let (arch, lora) = (&self.arch, &self.lora.expands);
+        let Parts { linear, pool, tiles, .. } =
+            self.begin_linear(at, (op.weight, op.x), (rows, c_stride))?;
         let stride = op.residual.stride;
         let residual = SharedMut::new(op.residual.row_mut(0).cast::<f32>());
-        self.pool.run(grid.tasks(), |task, worker| {
+        pool.run(grid.tasks(), |task, worker| {
             let (rows, panels) = grid.task(task);
             let column = layout.panel();
             let strip = Strip { panel: panels.start, panels: panels.len(), column };
-            let c = scratch[worker].get().cast::<f32>();
-            let product = Product {
-                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
-                x_stride: input.stride,
-                rows: rows.clone(),
-                weight: op.weight,
-                strips: &[strip],
-                lora,
-                c,
-                c_stride,
-            };
+            let c = tiles[worker].get().cast::<f32>();
+            linear.product(rows.clone(), &[strip], (c, grid.next(task)));
             let columns = panels.start * layout.panel()..hidden.min(panels.end * layout.panel());
             let add = AddResidual {
                 rows: rows.len(),
@@ -127,11 +174,8 @@ impl CpuBackend {
                 residual: residual.get().wrapping_add(rows.start * stride + columns.start),
                 stride,
             };
-            // SAFETY: rows and panels lie within the operands; rows and columns of the residual are this task's alone.
-            unsafe {
-                arch.run(&product);
-                arch.run(&add);
-            }
+            // SAFETY: rows and columns of the residual are this task's alone, and the tile holds them.
+            unsafe { linear.arch.run(&add) }
         })?;
         self.norm_rows(op.residual, (op.norm, op.eps), op.normed)
     }
@@ -140,19 +184,19 @@ impl CpuBackend {
     pub(crate) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
         let ffn = op.out.width;
         op.out.check(BufferKind::Operand, self.step.rows(), ffn)?;
-        let at = SiteShape { layer: op.layer, site: Site::GateUp, widths: &[ffn, ffn] };
-        let input = self.begin_linear(at, op.weight, op.x)?;
         let layout = self.arch.layout();
         let width = layout.panel();
-        let grid = self.grid(ffn.div_ceil(width), 2);
+        // A unit is a panel of gate; the one of up makes it two, but more streams are worth more than more tasks.
+        let grid = self.grid(ffn.div_ceil(width), 1);
         let (rows, panels) = grid.largest();
+        let at = SiteShape { layer: op.layer, site: Site::GateUp, widths: &[ffn, ffn] };
         // The columns of up may start in the middle of a panel, so its strip may be one panel longer.
         let c_stride = scratch_columns(layout, 2, panels + 1);
-        let scratch = self.scratch.take(self.pool.threads(), rows * c_stride * 4)?;
-        let (arch, lora) = (&self.arch, &self.lora.expands);
+        let Parts { linear, pool, tiles, .. } =
+            self.begin_linear(at, (op.weight, op.x), (rows, c_stride))?;
         let stride = op.out.stride;
         let out = SharedMut::new(op.out.row_mut(0));
-        self.pool.run(grid.tasks(), |task, worker| {
+        pool.run(grid.tasks(), |task, worker| {
             let (rows, panels) = grid.task(task);
             let columns = panels.start * width..ffn.min(panels.end * width);
             let up = ffn + columns.start..ffn + columns.end;
@@ -162,17 +206,9 @@ impl CpuBackend {
                 Strip { panel: panels.start, panels: panels.len(), column: width },
                 Strip { panel: up_panels.start, panels: up_panels.len(), column: up_column },
             ];
-            let c = scratch[worker].get().cast::<f32>();
-            let product = Product {
-                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
-                x_stride: input.stride,
-                rows: rows.clone(),
-                weight: op.weight,
-                strips: &strips,
-                lora,
-                c,
-                c_stride,
-            };
+            let c = tiles[worker].get().cast::<f32>();
+            linear.product(rows.clone(), &strips, (c, grid.next(task)));
+            let to = (rows.start * stride + columns.start) * layout.x_size;
             let bias = op.weight.bias.as_ref();
             let gate = Gate {
                 rows: rows.len(),
@@ -181,14 +217,11 @@ impl CpuBackend {
                 up: c.wrapping_add(up_column + up.start % width),
                 c_stride,
                 bias: bias.map(|bias| [&bias[columns.clone()], &bias[up.clone()]]),
-                out: out.get().wrapping_add((rows.start * stride + columns.start) * layout.x_size),
+                out: out.get().wrapping_add(to),
                 out_stride: stride,
             };
-            // SAFETY: rows and panels lie within the operands; rows and columns of `out` are this task's alone.
-            unsafe {
-                arch.run(&product);
-                arch.run(&gate);
-            }
+            // SAFETY: rows and columns of `out` are this task's alone, and the tile holds them.
+            unsafe { linear.arch.run(&gate) }
         })
     }
 
@@ -197,39 +230,30 @@ impl CpuBackend {
         let d = op.shape.head_dim;
         let widths = [op.shape.heads, op.shape.kv_heads, op.shape.kv_heads].map(|heads| heads * d);
         self.check_qkv(&op)?;
-        let at = SiteShape { layer: op.layer, site: Site::Qkv, widths: &widths };
-        let input = self.begin_linear(at, op.weight, op.x)?;
         let layout = self.arch.layout();
         let width = layout.panel();
         // A unit is whole heads and whole panels.
         let unit = least_common_multiple(d, width);
         let grid = self.grid(op.weight.out.div_ceil(unit), unit / width);
         let (rows, units) = grid.largest();
+        let at = SiteShape { layer: op.layer, site: Site::Qkv, widths: &widths };
         let c_stride = scratch_columns(layout, 1, units * unit / width);
-        let scratch = self.scratch.take(self.pool.threads(), rows * c_stride * 4)?;
-        let (arch, lora, step) = (&self.arch, &self.lora.expands, &self.step);
+        let Parts { linear, pool, step, tiles } =
+            self.begin_linear(at, (op.weight, op.x), (rows, c_stride))?;
         let q_stride = op.q.stride;
         let q = SharedMut::new(op.q.row_mut(0));
         let geometry = op.kv.geometry;
         let kv = SharedMut::new(op.kv.layer_mut(op.layer));
         let norm =
             op.norm.as_ref().map(|n| HeadNorm { q: &n.q.values, k: &n.k.values, eps: n.eps });
-        self.pool.run(grid.tasks(), |task, worker| {
+        pool.run(grid.tasks(), |task, worker| {
             let (rows, units) = grid.task(task);
             let columns = units.start * unit..op.weight.out.min(units.end * unit);
             let panels = columns.start / width..columns.end.div_ceil(width);
             let strip = Strip { panel: panels.start, panels: panels.len(), column: width };
-            let c = scratch[worker].get().cast::<f32>();
-            let product = Product {
-                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
-                x_stride: input.stride,
-                rows: rows.clone(),
-                weight: op.weight,
-                strips: &[strip],
-                lora,
-                c,
-                c_stride,
-            };
+            let next = grid.next(task).map(|first| first * unit / width);
+            let c = tiles[worker].get().cast::<f32>();
+            linear.product(rows.clone(), &[strip], (c, next));
             let finish = FinishHeads {
                 positions: &step.positions[rows.clone()],
                 slots: &step.slots[rows.clone()],
@@ -246,12 +270,9 @@ impl CpuBackend {
                 kv: kv.get(),
                 geometry,
             };
-            // SAFETY: rows and panels lie within the operands; `check_qkv` has seen that positions and slots lie within
-            // the tables; the heads of these rows, in `q` and in the cache, are this task's alone.
-            unsafe {
-                arch.run(&product);
-                arch.run(&finish);
-            }
+            // SAFETY: `check_qkv` has seen that positions and slots lie within the tables; the heads of these rows, in
+            // `q` and in the cache, are this task's alone.
+            unsafe { linear.arch.run(&finish) }
         })
     }
 

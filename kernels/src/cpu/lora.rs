@@ -3,7 +3,9 @@
 //! A step without segments does nothing here. A segment's A is read once for all of its parts, and once for each row
 //! tile where the segment has many rows.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backend::OpCounters;
 use crate::error::Result;
@@ -14,12 +16,15 @@ use super::isa::{Arch, Layout, Task};
 use super::memory::Memory;
 use super::operands::Operands;
 use super::pack::shape;
-use super::pool::Pool;
-use super::product::{Expand, PREFETCH, part_of};
+use super::pointwise::convert;
+use super::pool::part_of;
+use super::product::{Expand, PREFETCH};
 use super::shared::SharedMut;
 use super::simd::Simd;
-use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
+use super::tile::{MAX_VECTORS, Tile, fits};
 
+/// Panels that a shrink takes at once.
+const VECTORS: usize = 3;
 /// Rows of a shrink task.
 const MAX_ROWS: usize = 12;
 /// Lanes of the widest vector.
@@ -67,30 +72,20 @@ impl StepLora {
         self.expands.clear();
     }
 
-    /// Computes every segment's `scale * x Aᵀ` at a site, and lists the expands.
-    pub(crate) fn shrink(
+    /// Lists the shrinks and expands of a site.
+    pub(crate) fn begin(
         &mut self,
         at: SiteShape<'_>,
         input: Input,
-        (arch, pool, counters): (&Arch, &mut Pool, &mut OpCounters),
-    ) -> Result<()> {
+        (layout, threads, counters): (Layout, usize, &mut OpCounters),
+    ) -> Result<Shrinks> {
         self.expands.clear();
         self.shrinks.clear();
-        if self.segments.is_empty() {
-            return Ok(());
-        }
-        let layout = arch.layout();
         let slot = at.site.slot(at.layer);
         let lanes = self.segments.iter().filter_map(|s| Some(s.site(slot)?.lanes)).max();
-        let Some(lanes) = lanes else { return Ok(()) };
-        let stride = lanes.next_multiple_of(MAX_LANES);
+        let stride = lanes.unwrap_or(0).next_multiple_of(MAX_LANES);
         let rows = self.segments.last().map_or(0, |segment| segment.rows.end);
-        let bytes = rows * stride * layout.x_size;
-        if self.h.as_ref().is_none_or(|h| h.len() < bytes) {
-            self.h = Some(Memory::new(bytes.next_power_of_two(), "LoRA activations")?);
-        }
-        let Some(h) = &mut self.h else { return Ok(()) };
-        let h = SharedMut::new(h.as_mut_ptr::<u8>());
+        let h = SharedMut::new(self.room(rows * stride * layout.x_size)?);
         for (index, segment) in self.segments.iter().enumerate() {
             let Some(site) = segment.site(slot) else { continue };
             segment.check(site, &at, (layout, input.width))?;
@@ -119,41 +114,95 @@ impl StepLora {
                 column += width;
             }
         }
-        self.run(slot, (input, h, stride), (arch, pool))
+        let cuts = cuts(self.shrinks.len(), threads);
+        let count = self.shrinks.len() * cuts;
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Shrinks { slot, input, h, stride, cuts, count, next, done })
     }
 
-    /// Shrinks, spread over the threads.
-    fn run(
-        &self,
-        slot: usize,
-        (input, h, stride): (Input, SharedMut<u8>, usize),
-        (arch, pool): (&Arch, &mut Pool),
-    ) -> Result<()> {
-        let layout = arch.layout();
-        // Few row tiles are cut into panels, so that every thread has some.
-        let split = self.shrinks.len() < 4 * pool.threads() && pool.threads() > 1;
-        let cuts = if split { pool.threads() } else { 1 };
-        pool.run(self.shrinks.len() * cuts, |task, _| {
-            let (segment, rows) = &self.shrinks[task / cuts];
-            let adapter = &self.segments[*segment].adapter.0;
-            let Some(site) = &adapter.sites[slot] else { return };
-            let panels = LanePanels::of(site.lanes, layout);
-            let shrink = Shrink {
-                site,
-                a: adapter.bytes.as_ptr().wrapping_add(site.a),
-                panels: part_of(panels.count(), cuts, task % cuts),
-                x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
-                x_stride: input.stride,
-                rows: rows.len(),
-                k: input.width,
-                h: h.get().wrapping_add(rows.start * stride * layout.x_size),
-                h_stride: stride,
-            };
-            // SAFETY: `check` has seen that A lies within the adapter; the rows lie within `x` and `h`; the rows and
-            // lanes of `h` are this task's alone.
-            unsafe { arch.run(&shrink) }
-        })
+    /// Memory for the activations.
+    fn room(&mut self, bytes: usize) -> Result<*mut u8> {
+        if let Some(h) = &mut self.h
+            && h.len() >= bytes
+        {
+            return Ok(h.as_mut_ptr());
+        }
+        let h = Memory::new(bytes.next_power_of_two(), "LoRA activations")?;
+        Ok(self.h.insert(h).as_mut_ptr())
     }
+
+    /// Runs shrinks until none is left to claim.
+    pub(crate) fn help(&self, shrinks: &Shrinks, arch: &Arch) {
+        while shrinks.next.load(Ordering::Relaxed) < shrinks.count {
+            let task = shrinks.next.fetch_add(1, Ordering::Relaxed);
+            if task < shrinks.count {
+                // Counts even when the shrink panics: others wait for it.
+                let _done = Done(&shrinks.done);
+                self.run(task, shrinks, arch);
+            }
+        }
+    }
+
+    fn run(&self, task: usize, shrinks: &Shrinks, arch: &Arch) {
+        let layout = arch.layout();
+        let Shrinks { input, h, stride, cuts, .. } = *shrinks;
+        let (segment, rows) = &self.shrinks[task / cuts];
+        let adapter = &self.segments[*segment].adapter.0;
+        let Some(site) = &adapter.sites[shrinks.slot] else { return };
+        let panels = LanePanels::of(site.lanes, layout);
+        let shrink = Shrink {
+            site,
+            a: adapter.bytes.as_ptr().wrapping_add(site.a),
+            panels: part_of(panels.count(), cuts, task % cuts),
+            x: input.x.get().wrapping_add(rows.start * input.stride * layout.x_size),
+            x_stride: input.stride,
+            rows: rows.len(),
+            k: input.width,
+            h: h.get().wrapping_add(rows.start * stride * layout.x_size),
+            h_stride: stride,
+        };
+        // SAFETY: `check` has seen that A lies within the adapter; the rows lie within `x` and `h`; the rows and lanes
+        // of `h` are this task's alone.
+        unsafe { arch.run(&shrink) }
+    }
+}
+
+/// The shrinks of a site, which the threads take as they come to it: before their first product, whose weights need
+/// nothing of them.
+#[derive(Debug)]
+pub(crate) struct Shrinks {
+    slot: usize,
+    input: Input,
+    h: SharedMut<u8>,
+    stride: usize,
+    cuts: usize,
+    count: usize,
+    next: AtomicUsize,
+    done: AtomicUsize,
+}
+
+impl Shrinks {
+    /// Waits for those that other threads have claimed; none may be left to claim.
+    #[inline(always)]
+    pub(crate) fn wait(&self) {
+        while self.done.load(Ordering::Acquire) < self.count {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// Counts when it is dropped.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// How many tasks a shrink is cut into, by panels: few shrinks are cut so that every thread has some.
+fn cuts(shrinks: usize, threads: usize) -> usize {
+    if shrinks < 4 * threads { threads } else { 1 }
 }
 
 impl Segment {
@@ -202,8 +251,7 @@ impl Task for Shrink<'_> {
                 + usize::from(self.site.lanes % lanes > if lanes > NARROW { NARROW } else { 0 });
             let mut panel = self.panels.start;
             while panel < self.panels.end.min(wide) {
-                let left = self.panels.end.min(wide) - panel;
-                let at_once = vectors_at_once(O::S::TILE, self.rows.min(O::S::TILE), left);
+                let at_once = VECTORS.min(self.panels.end.min(wide) - panel);
                 self.tile::<O>(panel * lanes, at_once);
                 panel += at_once;
             }
@@ -215,7 +263,8 @@ impl Task for Shrink<'_> {
 }
 
 impl Shrink<'_> {
-    /// `vectors` panels from lane `first` on.
+    /// `vectors` panels from lane `first` on. The sums over k are cut in four, whatever the number of rows, because one
+    /// row and one panel have nothing else to do while an addition is under way.
     ///
     /// # Safety
     /// As for [`Task::run`].
@@ -223,41 +272,105 @@ impl Shrink<'_> {
     unsafe fn tile<O: Operands>(&self, first: usize, vectors: usize) {
         let lanes = O::S::LANES;
         let steps = self.k.div_ceil(O::PAIR);
-        let mut c = [0.0_f32; MAX_ROWS * MAX_VECTORS * MAX_LANES];
-        let c_stride = vectors * lanes;
+        let quarter = steps / 4;
+        let mut c = [MaybeUninit::<f32>::uninit(); MAX_ROWS * 4 * VECTORS * MAX_LANES];
+        let c = c.as_mut_ptr().cast::<f32>();
+        let c_stride = 4 * vectors * lanes;
         let a = self.a.cast::<O::W>().wrapping_add(first * steps * O::PAIR);
         let mut w = [a; MAX_VECTORS];
         for (i, w) in w[..vectors].iter_mut().enumerate() {
             *w = a.wrapping_add(i * lanes * steps * O::PAIR);
         }
-        let most = O::S::TILE / vectors;
-        let tiles = self.rows.div_ceil(most);
+        let w_stride = lanes * O::PAIR;
+        let tile = Tile::<O> {
+            x: self.x.cast::<O::X>(),
+            x_stride: self.x_stride,
+            w,
+            w_stride,
+            prefetch: PREFETCH * w_stride,
+            fetches: std::ptr::null(),
+            fetch_count: 0,
+            steps: quarter,
+            c,
+            c_stride,
+            accumulate: false,
+        };
+        // SAFETY: panels, rows and `c` hold what the tiles take; all of `c` that is read has been written.
+        unsafe {
+            if self.rows <= 2 {
+                for row in 0..self.rows {
+                    let x = tile.x.wrapping_add(row * self.x_stride);
+                    let c = c.wrapping_add(row * c_stride);
+                    O::quarters(&Tile { x, c, ..tile }, vectors, steps - 4 * quarter);
+                }
+            } else {
+                for part in 0..4 {
+                    self.part::<O>(&tile, (part, vectors), steps);
+                }
+            }
+            self.finish::<O>(c, first, vectors);
+        }
+    }
+
+    /// One of the four sums, for many rows.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn part<O: Operands>(
+        &self,
+        whole: &Tile<O>,
+        (part, vectors): (usize, usize),
+        steps: usize,
+    ) {
+        let start = part * whole.steps;
+        let steps = if part == 3 { steps - start } else { whole.steps };
+        let most = (1..=O::S::TILE).rev().find(|&rows| fits(O::S::TILE, rows, vectors));
+        let tiles = self.rows.div_ceil(most.unwrap_or(1));
+        let w = whole.w.map(|w| w.wrapping_add(start * whole.w_stride));
         for index in 0..tiles {
             let rows = part_of(self.rows, tiles, index);
             let tile = Tile {
-                x: self.x.cast::<O::X>().wrapping_add(rows.start * self.x_stride),
-                x_stride: self.x_stride,
+                x: whole.x.wrapping_add(rows.start * self.x_stride + start * O::PAIR),
                 w,
-                w_stride: lanes * O::PAIR,
-                prefetch: PREFETCH * lanes * O::PAIR,
                 steps,
-                c: c[rows.start * c_stride..].as_mut_ptr(),
-                c_stride,
-                accumulate: false,
+                c: whole.c.wrapping_add(rows.start * whole.c_stride + part * vectors * O::S::LANES),
+                ..*whole
             };
-            // SAFETY: panels, rows and `c` hold what the tile takes.
+            // SAFETY: the caller's promise.
             unsafe { O::tile(&tile, rows.len(), vectors) }
         }
-        let group = first..first + c_stride;
+    }
+
+    /// Adds the four sums up, scales and rounds.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn finish<O: Operands>(&self, c: *const f32, first: usize, vectors: usize) {
+        let lanes = O::S::LANES;
+        let count = vectors * lanes;
+        let mut scales = [0.0_f32; VECTORS * MAX_LANES];
+        // Lanes between the parts' are zero, those behind the last one are not written.
+        let mut used = 0;
         for part in self.site.parts.iter().filter(|part| part.rank > 0) {
-            let end = part.lane + part.rank.next_multiple_of(O::PAIR);
-            for lane in group.start.max(part.lane)..group.end.min(end) {
-                for row in 0..self.rows {
-                    let value = c[row * c_stride + lane - first] * part.scale;
-                    let to = self.h.cast::<O::X>().wrapping_add(row * self.h_stride + lane);
-                    // SAFETY: the row and its lanes are this task's.
-                    unsafe { to.write(O::to_x(value)) }
+            let end = (part.lane + part.rank.next_multiple_of(O::PAIR)).saturating_sub(first);
+            let start = part.lane.saturating_sub(first);
+            scales[start.min(count)..end.min(count)].fill(part.scale);
+            used = used.max(end.min(count));
+        }
+        for row in 0..self.rows {
+            let mut h = [0.0_f32; VECTORS * MAX_LANES];
+            // SAFETY: the caller's promise.
+            unsafe {
+                for i in (0..count).step_by(lanes) {
+                    let part = |part: usize| O::S::load(c.add((row * 4 + part) * count + i));
+                    let sum = O::S::add(O::S::add(part(0), part(1)), O::S::add(part(2), part(3)));
+                    let scaled = O::S::mul(sum, O::S::load(scales.as_ptr().add(i)));
+                    O::S::store(h.as_mut_ptr().add(i), scaled);
                 }
+                let to = self.h.cast::<O::X>().wrapping_add(row * self.h_stride + first);
+                convert::<O>(h.as_ptr(), used, to);
             }
         }
     }

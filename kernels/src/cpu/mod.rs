@@ -22,6 +22,7 @@ mod attend;
 mod attention;
 mod backend;
 mod buffer;
+mod fetch;
 mod heads;
 mod isa;
 mod kv;

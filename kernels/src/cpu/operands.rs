@@ -45,6 +45,9 @@ pub(crate) trait Operands: Copy + 'static {
     /// [`tile::run`], compiled once for each type and not inlined: it is the bulk of the code.
     unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize);
 
+    /// [`tile::quarters`], in the same way.
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize);
+
     fn to_x(value: f32) -> Self::X;
     fn to_w(value: f32) -> Self::W;
     fn w_to_f32(value: Self::W) -> f32;
@@ -98,6 +101,11 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     }
 
     #[inline(always)]
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
+        S::quarters(t, vectors, rest);
+    }
+
+    #[inline(always)]
     fn to_x(value: f32) -> f32 {
         widen(bf16_bits(value))
     }
@@ -147,6 +155,11 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     }
 
     #[inline(always)]
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
+        S::quarters(t, vectors, rest);
+    }
+
+    #[inline(always)]
     fn to_x(value: f32) -> f32 {
         value
     }
@@ -176,6 +189,11 @@ mod dot {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     unsafe fn dot_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
         tile::run(t, rows, vectors);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn dot_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+        tile::quarters(t, vectors, rest);
     }
 
     /// bf16 dot products of pairs, 16 lanes.
@@ -209,6 +227,11 @@ mod dot {
         #[inline(always)]
         unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize) {
             dot_tile(t, rows, vectors);
+        }
+
+        #[inline(always)]
+        unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
+            dot_quarters(t, vectors, rest);
         }
 
         #[inline(always)]
@@ -258,6 +281,11 @@ mod dot {
         #[inline(always)]
         unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize) {
             dot_tile(t, rows, vectors);
+        }
+
+        #[inline(always)]
+        unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
+            dot_quarters(t, vectors, rest);
         }
 
         #[inline(always)]

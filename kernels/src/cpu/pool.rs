@@ -1,8 +1,9 @@
 //! A fork-join pool for short tasks: the caller is worker 0, the others spin for a moment before they sleep.
 //!
-//! One word says which job runs and how many of its tasks are left, so claiming a task is one compare-and-swap, and a
-//! worker that comes late finds nothing to claim. The caller waits for tasks, never for workers: one that sleeps, or
-//! that the system has taken off its core, holds up nobody.
+//! Each worker has a share of a job's tasks and takes from the others' when it is done with its own. One word says which
+//! job a share belongs to and what is left of it, so claiming a task is one compare-and-swap, and a worker that comes
+//! late finds nothing to claim. The caller waits for tasks, never for workers: one that sleeps, or that the system has
+//! taken off its core, holds up nobody.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -32,22 +33,58 @@ struct Line<T>(T);
 
 #[derive(Debug)]
 struct Shared {
-    /// Job number in the upper half, tasks left to claim in the lower.
-    state: Line<AtomicU64>,
+    /// Number of the latest job.
+    number: Line<AtomicU32>,
     /// Tasks of the job that have ended.
     done: Line<AtomicUsize>,
     job: Line<Job>,
+    /// One a worker.
+    shares: Vec<Line<Share>>,
     sleepers: Vec<Sleeper>,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
 
-/// The job: a function and what it is called with. Valid from its publication in `state` until its last task has ended.
+/// A worker's part of a job's tasks: neighbours, so that a worker reads memory from front to back, and the same ones in
+/// every job of the same size. Job number, first task left, and end, in one word.
+#[derive(Debug)]
+struct Share(AtomicU64);
+
+impl Share {
+    const BITS: u32 = 20;
+    const MASK: u64 = (1 << Self::BITS) - 1;
+
+    /// Job numbers are compared by the bits that a share has room for.
+    fn word(number: u32, tasks: std::ops::Range<usize>) -> u64 {
+        u64::from(number) << (2 * Self::BITS)
+            | (tasks.start as u64) << Self::BITS
+            | tasks.end as u64
+    }
+
+    /// Takes the first task left, if the share is of job `number`.
+    fn claim(&self, number: u32) -> Option<usize> {
+        let mut word = self.0.load(Ordering::Acquire);
+        loop {
+            let task = word >> Self::BITS & Self::MASK;
+            let of_job = word >> (2 * Self::BITS) == Self::word(number, 0..0) >> (2 * Self::BITS);
+            if !of_job || task >= word & Self::MASK {
+                return None;
+            }
+            let next = word + (1 << Self::BITS);
+            match self.0.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(task as usize),
+                Err(found) => word = found,
+            }
+        }
+    }
+}
+
+/// The job: a function and what it is called with. Valid from the publication of its shares until its last task has
+/// ended.
 #[derive(Debug)]
 struct Job {
     run: AtomicPtr<()>,
     data: AtomicPtr<()>,
-    tasks: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -61,13 +98,13 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Self> {
         let others = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
-            state: Line(AtomicU64::new(0)),
+            number: Line(AtomicU32::new(0)),
             done: Line(AtomicUsize::new(0)),
             job: Line(Job {
                 run: AtomicPtr::new(std::ptr::null_mut()),
                 data: AtomicPtr::new(std::ptr::null_mut()),
-                tasks: AtomicU32::new(0),
             }),
+            shares: (0..=others).map(|_| Line(Share(AtomicU64::new(0)))).collect(),
             sleepers: (0..others).map(|_| Sleeper::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -104,17 +141,22 @@ impl Pool {
             let all = AssertUnwindSafe(|| (0..tasks).for_each(|task| f(task, 0)));
             return catch_unwind(all).map_err(|_| panicked());
         }
+        if tasks as u64 > Share::MASK {
+            return Err(KernelError::Device(format!("{tasks} tasks in one job")));
+        }
         let shared = &*self.shared;
-        let count = u32::try_from(tasks)
-            .map_err(|_| KernelError::Device(format!("{tasks} tasks in one job")))?;
         shared.job.0.data.store((&raw const f).cast_mut().cast(), Ordering::Relaxed);
         shared.job.0.run.store(call::<F> as Run as *mut (), Ordering::Relaxed);
-        shared.job.0.tasks.store(count, Ordering::Relaxed);
         shared.done.0.store(0, Ordering::Relaxed);
-        let number = (shared.state.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        // Publishes the job. Sequentially consistent against a worker that is about to sleep: either it sees this
-        // value, or its `asleep` is seen below.
-        shared.state.0.store(number << 32 | u64::from(count), Ordering::SeqCst);
+        let number = shared.number.0.load(Ordering::Relaxed).wrapping_add(1);
+        let workers = shared.shares.len();
+        for (worker, share) in shared.shares.iter().enumerate() {
+            let word = Share::word(number, part_of(tasks, workers, worker));
+            share.0.0.store(word, Ordering::Release);
+        }
+        // Sequentially consistent against a worker that is about to sleep: either it sees this number, or its `asleep`
+        // is seen below.
+        shared.number.0.store(number, Ordering::SeqCst);
         for sleeper in &shared.sleepers {
             if sleeper.asleep.load(Ordering::SeqCst)
                 && let Some(thread) = sleeper.thread.get()
@@ -122,7 +164,7 @@ impl Pool {
                 thread.unpark();
             }
         }
-        shared.help(number as u32, 0);
+        shared.help(number, 0);
         while shared.done.0.load(Ordering::Acquire) != tasks {
             std::hint::spin_loop();
         }
@@ -137,6 +179,12 @@ fn panicked() -> KernelError {
     KernelError::Device("a kernel panicked".into())
 }
 
+/// Range `index` of `count` nearly equal ones that make up `total`.
+#[inline(always)]
+pub(crate) fn part_of(total: usize, count: usize, index: usize) -> std::ops::Range<usize> {
+    total * index / count..total * (index + 1) / count
+}
+
 /// # Safety
 /// `f` points to an `F`.
 unsafe fn call<F: Fn(usize, usize) + Sync>(f: *const (), task: usize, worker: usize) {
@@ -145,42 +193,28 @@ unsafe fn call<F: Fn(usize, usize) + Sync>(f: *const (), task: usize, worker: us
 }
 
 impl Shared {
-    /// Runs tasks of job `number` until none is left to claim.
+    /// Runs tasks of job `number` until none is left to claim: the worker's own first, then the others'.
     fn help(&self, number: u32, worker: usize) {
         let mut ended = 0;
-        let mut state = self.state.0.load(Ordering::Acquire);
-        loop {
-            let left = state as u32;
-            if (state >> 32) as u32 != number || left == 0 {
-                // Counted once, not a task at a time: the caller watches this line.
-                if ended > 0 {
-                    self.done.0.fetch_add(ended, Ordering::Release);
+        for turn in 0..self.shares.len() {
+            let share = &self.shares[(worker + turn) % self.shares.len()].0;
+            while let Some(task) = share.claim(number) {
+                let data = self.job.0.data.load(Ordering::Relaxed);
+                let run = self.job.0.run.load(Ordering::Relaxed);
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    // SAFETY: `run` stored a `Run`. The claim was for the job that was published with these values,
+                    // and its caller waits until the task counts as done, so `data` lives and fits.
+                    unsafe { std::mem::transmute::<*mut (), Run>(run)(data, task, worker) }
+                }));
+                if outcome.is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
                 }
-                return;
+                ended += 1;
             }
-            let claim = self.state.0.compare_exchange_weak(
-                state,
-                state - 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-            if let Err(found) = claim {
-                state = found;
-                continue;
-            }
-            let task = (self.job.0.tasks.load(Ordering::Relaxed) - left) as usize;
-            let data = self.job.0.data.load(Ordering::Relaxed);
-            let run = self.job.0.run.load(Ordering::Relaxed);
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                // SAFETY: `run` stored a `Run`. The claim was for the job that was published with these values, and
-                // its caller waits until the task counts as done, so `data` lives and fits.
-                unsafe { std::mem::transmute::<*mut (), Run>(run)(data, task, worker) }
-            }));
-            if outcome.is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-            ended += 1;
-            state = self.state.0.load(Ordering::Acquire);
+        }
+        // Counted once, not a task at a time: the caller watches this line.
+        if ended > 0 {
+            self.done.0.fetch_add(ended, Ordering::Release);
         }
     }
 
@@ -200,7 +234,7 @@ impl Shared {
 
     /// Waits for a job other than `seen`: spinning at first, then asleep.
     fn next_job(&self, seen: u32, sleeper: &Sleeper) -> u32 {
-        let number = |order| (self.state.0.load(order) >> 32) as u32;
+        let number = |order| self.number.0.load(order);
         let start = Instant::now();
         while start.elapsed() < SPIN {
             for _ in 0..32 {
@@ -222,7 +256,7 @@ impl Shared {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.state.0.fetch_add(1 << 32, Ordering::SeqCst);
+        self.shared.number.0.fetch_add(1, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches the panics of its tasks, so it ends without one.

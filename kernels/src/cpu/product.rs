@@ -5,9 +5,12 @@
 
 use std::ops::Range;
 
+use super::fetch::{Lines, Region, Regions};
 use super::isa::{Layout, Task};
+use super::lora::Shrinks;
 use super::operands::Operands;
 use super::pack::CpuLinear;
+use super::pool::part_of;
 use super::simd::Simd;
 use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
 
@@ -52,6 +55,15 @@ unsafe impl Send for Expand {}
 // SAFETY: as above.
 unsafe impl Sync for Expand {}
 
+/// What the step's adapters do to a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Adapted<'a> {
+    /// In order of rows.
+    pub(crate) expands: &'a [Expand],
+    /// What the expands read; claimed already, but perhaps not at its end.
+    pub(crate) shrinks: &'a Shrinks,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Product<'a> {
@@ -63,8 +75,9 @@ pub(crate) struct Product<'a> {
     pub(crate) rows: Range<usize>,
     pub(crate) weight: &'a CpuLinear,
     pub(crate) strips: &'a [Strip],
-    /// In order of rows.
-    pub(crate) lora: &'a [Expand],
+    pub(crate) lora: Option<Adapted<'a>>,
+    /// What this thread reads after the strips: the first panel of its next task.
+    pub(crate) next: Option<usize>,
     /// Scratch tile: first row.
     pub(crate) c: *mut f32,
     /// Elements from one row to the next.
@@ -76,25 +89,22 @@ pub(crate) fn scratch_columns(layout: Layout, strips: usize, panels: usize) -> u
     layout.panel() * (1 + strips * (panels + 1))
 }
 
-/// Range `index` of `count` nearly equal ones that make up `total`.
-#[inline(always)]
-pub(crate) fn part_of(total: usize, count: usize, index: usize) -> Range<usize> {
-    total * index / count..total * (index + 1) / count
-}
-
 impl Task for Product<'_> {
     #[inline(always)]
     unsafe fn run<O: Operands>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             let steps = self.weight.inputs.div_ceil(O::PAIR);
+            let mut regions = self.regions::<O>();
             for first in (0..steps).step_by(STEPS_AT_ONCE) {
                 let part = first..steps.min(first + STEPS_AT_ONCE);
-                for strip in self.strips {
-                    self.base::<O>(strip, part.clone());
+                for strip in 0..self.strips.len() {
+                    self.base::<O>(strip, part.clone(), &mut regions);
                 }
             }
-            for expand in self.lora {
+            let Some(lora) = &self.lora else { return };
+            lora.shrinks.wait();
+            for expand in lora.expands {
                 for strip in self.strips {
                     self.expand::<O>(strip, expand);
                 }
@@ -104,14 +114,40 @@ impl Task for Product<'_> {
 }
 
 impl Product<'_> {
+    /// What is read after the weights.
+    #[inline(always)]
+    fn regions<O: Operands>(&self) -> Regions {
+        let mut regions = Regions::new();
+        // Many rows take so long that reading hides behind them as it is.
+        if self.rows.len() <= O::S::TILE {
+            for expand in self.lora.iter().flat_map(|lora| lora.expands) {
+                for strip in self.strips {
+                    if let Some((panels, _)) = self.overlap::<O>(strip, expand) {
+                        let start = panels.w.cast::<u8>();
+                        let bytes = panels.count * panels.stride * size_of::<O::W>();
+                        regions.add(Region { start, bytes });
+                    }
+                }
+            }
+        }
+        regions
+    }
+
     /// # Safety
     /// As for [`Task::run`].
     #[inline(always)]
-    unsafe fn base<O: Operands>(&self, strip: &Strip, steps: Range<usize>) {
+    unsafe fn base<O: Operands>(&self, index: usize, steps: Range<usize>, regions: &mut Regions) {
+        let strip = &self.strips[index];
         let panels = Panels {
             w: self.weight.panel::<O::W>(strip.panel),
             stride: steps_elements::<O>(self.weight.inputs.div_ceil(O::PAIR)),
             count: strip.panels,
+        };
+        let next = self.strips.get(index + 1).map(|strip| strip.panel).or(self.next);
+        let mut ahead = Ahead {
+            lines: Lines::new(),
+            next: next.map(|panel| self.weight.panel::<O::W>(panel).cast()),
+            regions,
         };
         let task = TileRows {
             x: self.x.cast::<O::X>(),
@@ -123,39 +159,19 @@ impl Product<'_> {
             accumulate: false,
         };
         // SAFETY: the strip lies within the weight and the scratch tile, the rows within `x`.
-        unsafe { task.run::<O>(&panels) }
+        unsafe { task.run::<O>(&panels, Some(&mut ahead)) }
     }
 
     /// # Safety
     /// As for [`Task::run`].
     #[inline(always)]
     unsafe fn expand<O: Operands>(&self, strip: &Strip, expand: &Expand) {
-        let width = 2 * O::S::LANES;
+        let Some((panels, column)) = self.overlap::<O>(strip, expand) else { return };
         let rows = self.rows.start.max(expand.rows.start)..self.rows.end.min(expand.rows.end);
-        let strip_columns = strip.panel * width..(strip.panel + strip.panels) * width;
-        let start = expand.columns.start;
-        if rows.is_empty()
-            || start >= strip_columns.end
-            || expand.columns.end <= strip_columns.start
-        {
-            return;
-        }
-        // Panels of B that touch the strip.
-        let first = strip_columns.start.saturating_sub(start) / width;
-        let end = strip_columns.end.min(expand.columns.end) - start;
-        let stride = steps_elements::<O>(expand.steps);
-        let panels = Panels {
-            w: expand.b.cast::<O::W>().wrapping_add(first * stride),
-            stride,
-            count: end.div_ceil(width) - first,
-        };
-        let column = strip.column + start + first * width - strip_columns.start;
+        let skipped = (rows.start - expand.rows.start) * expand.h_stride;
         let row = rows.start - self.rows.start;
         let task = TileRows {
-            x: expand
-                .h
-                .cast::<O::X>()
-                .wrapping_add((rows.start - expand.rows.start) * expand.h_stride),
+            x: expand.h.cast::<O::X>().wrapping_add(skipped),
             x_stride: expand.h_stride,
             rows: rows.len(),
             steps: 0..expand.steps,
@@ -165,7 +181,32 @@ impl Product<'_> {
         };
         // SAFETY: the panels lie within B, the rows within `h` and the scratch tile, whose columns have a panel's width
         // of room on both sides of the strip.
-        unsafe { task.run::<O>(&panels) }
+        unsafe { task.run::<O>(&panels, None) }
+    }
+
+    /// The panels of B that touch a strip, and the column of the scratch tile where they start.
+    #[inline(always)]
+    fn overlap<O: Operands>(
+        &self,
+        strip: &Strip,
+        expand: &Expand,
+    ) -> Option<(Panels<O::W>, usize)> {
+        let width = 2 * O::S::LANES;
+        let strip_columns = strip.panel * width..(strip.panel + strip.panels) * width;
+        let Range { start, end } = expand.columns;
+        let apart = expand.rows.start >= self.rows.end
+            || expand.rows.end <= self.rows.start
+            || start >= strip_columns.end
+            || end <= strip_columns.start;
+        if apart {
+            return None;
+        }
+        let first = strip_columns.start.saturating_sub(start) / width;
+        let end = strip_columns.end.min(end) - start;
+        let stride = steps_elements::<O>(expand.steps);
+        let w = expand.b.cast::<O::W>().wrapping_add(first * stride);
+        let column = strip.column + start + first * width - strip_columns.start;
+        Some((Panels { w, stride, count: end.div_ceil(width) - first }, column))
     }
 }
 
@@ -180,6 +221,45 @@ struct Panels<W> {
     /// Elements from one panel to the next.
     stride: usize,
     count: usize,
+}
+
+/// What to ask for while panels are read.
+struct Ahead<'a> {
+    /// Of the tile at hand.
+    lines: Lines,
+    /// The panel that is read after these.
+    next: Option<*const u8>,
+    regions: &'a mut Regions,
+}
+
+impl Ahead<'_> {
+    /// Fills `lines` for a tile of `steps` steps, after which `count` panels from `first` on are read. The tile itself
+    /// runs on into the panel that ends at `own`.
+    #[inline(always)]
+    fn prepare<O: Operands>(
+        &mut self,
+        steps: usize,
+        panels: &Panels<O::W>,
+        (own, after): (usize, Range<usize>),
+    ) {
+        self.lines.clear();
+        let head = PREFETCH.min(steps) * O::PAIR * 2 * O::S::LANES * size_of::<O::W>() / 64;
+        if after.is_empty() {
+            let own = panels.w.wrapping_add(own * panels.stride).cast();
+            if let Some(next) = self.next
+                && next != own
+            {
+                self.lines.add(next, head);
+            }
+        }
+        for panel in after {
+            if panel != own {
+                self.lines.add(panels.w.wrapping_add(panel * panels.stride).cast(), head);
+            }
+        }
+        let room = steps.saturating_sub(self.lines.len());
+        self.regions.take(&mut self.lines, room);
+    }
 }
 
 /// Rows times panels, cut into register tiles.
@@ -198,7 +278,11 @@ impl<X> TileRows<X> {
     /// # Safety
     /// The instructions of `O` are there, panels and rows are readable, `c` is this task's.
     #[inline(always)]
-    unsafe fn run<O: Operands<X = X>>(&self, panels: &Panels<O::W>) {
+    unsafe fn run<O: Operands<X = X>>(
+        &self,
+        panels: &Panels<O::W>,
+        mut ahead: Option<&mut Ahead<'_>>,
+    ) {
         let lanes = O::S::LANES;
         let w_stride = O::PAIR * 2 * lanes;
         let row_tiles = self.rows.div_ceil(O::S::TILE / 2);
@@ -206,13 +290,26 @@ impl<X> TileRows<X> {
         let most_rows = self.rows.div_ceil(row_tiles);
         let mut v = 0;
         while v < vectors {
-            let at_once = vectors_at_once(O::S::TILE, most_rows, vectors - v);
+            let at_once = vectors_at_once(O::S::TILE, most_rows, vectors - v) & !1;
             let mut w = [panels.w; MAX_VECTORS];
             for (i, w) in w[..at_once].iter_mut().enumerate() {
                 let (panel, half) = ((v + i) / 2, (v + i) % 2);
                 *w = panels.w.wrapping_add(
                     panel * panels.stride + half * lanes * O::PAIR + self.steps.start * w_stride,
                 );
+            }
+            let (mut fetches, mut fetch_count, mut prefetch) = (std::ptr::null(), 0, 0);
+            if let Some(ahead) = &mut ahead
+                && row_tiles == 1
+            {
+                let end = v + at_once;
+                let after = end / 2..(end + at_once).min(vectors) / 2;
+                ahead.prepare::<O>(self.steps.len(), panels, (end / 2, after));
+                (fetches, _) = ahead.lines.twos();
+                fetch_count = ahead.lines.len();
+            }
+            if ahead.is_some() {
+                prefetch = PREFETCH * w_stride;
             }
             for tile in 0..row_tiles {
                 let rows = part_of(self.rows, row_tiles, tile);
@@ -221,7 +318,9 @@ impl<X> TileRows<X> {
                     x_stride: self.x_stride,
                     w,
                     w_stride,
-                    prefetch: PREFETCH * w_stride,
+                    prefetch,
+                    fetches,
+                    fetch_count,
                     steps: self.steps.len(),
                     c: self.c.wrapping_add(rows.start * self.c_stride + v * lanes),
                     c_stride: self.c_stride,

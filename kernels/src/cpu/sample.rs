@@ -113,7 +113,8 @@ impl CpuBackend {
                 rows: rows.clone(),
                 weight: head,
                 strips: &[strip],
-                lora: &[],
+                lora: None,
+                next: grid.next(task),
                 c: logits.get().wrapping_add(rows.start * c_stride),
                 c_stride,
             };

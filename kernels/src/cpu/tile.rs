@@ -8,10 +8,11 @@
 use super::operands::Operands;
 use super::simd::Simd;
 
+/// Rows whose addresses follow from one register.
 const ROWS_PER_POINTER: usize = 4;
 
 /// Most vectors in a tile.
-pub(crate) const MAX_VECTORS: usize = 8;
+pub(crate) const MAX_VECTORS: usize = 12;
 
 /// `c (+)= x w`, for some rows of `x` and some vectors of `w`.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,10 @@ pub(crate) struct Tile<O: Operands> {
     pub(crate) w_stride: usize,
     /// Elements from a vector to the cache line that is asked for when it is read.
     pub(crate) prefetch: usize,
+    /// Cache lines that something else will read soon: two are asked for in each step.
+    pub(crate) fetches: *const [*const u8; 2],
+    /// How many twos.
+    pub(crate) fetch_count: usize,
     /// Steps of the sum.
     pub(crate) steps: usize,
     /// First row; the vectors lie one after the other.
@@ -38,7 +43,7 @@ pub(crate) struct Tile<O: Operands> {
 
 /// Whether accumulators, and one row of weights and activations beside them, have registers.
 #[inline(always)]
-const fn fits(tile: usize, rows: usize, vectors: usize) -> bool {
+pub(crate) const fn fits(tile: usize, rows: usize, vectors: usize) -> bool {
     rows * vectors <= tile && (rows + 1) * vectors < tile + 8
 }
 
@@ -48,6 +53,71 @@ const fn fits(tile: usize, rows: usize, vectors: usize) -> bool {
 pub(crate) fn vectors_at_once(tile: usize, rows: usize, left: usize) -> usize {
     let usable = |&n: &usize| n <= left && fits(tile, rows, n);
     [8, 6, 4, 3, 2].into_iter().find(usable).unwrap_or(1)
+}
+
+/// Four sums of one row, each over a part of `k`, in step with each other: what is too narrow to hide the latency of an
+/// addition behind other lanes hides it behind other k.
+///
+/// Vector `i` of a part lies at `t.w[i]`, parts are `t.steps` steps apart in `x` and `w`, and the last one goes on for
+/// `rest` steps. The sums lie one after the other in `c`, those of a part together.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+pub(crate) unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match vectors {
+            1 => quarters_of::<O, 1>(t, rest),
+            2 => quarters_of::<O, 2>(t, rest),
+            3 => quarters_of::<O, 3>(t, rest),
+            _ => unreachable!("quarters of {vectors} vectors"),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut acc = [[O::S::splat(0.0); P]; 4];
+        let mut x = t.x;
+        let mut w = [t.w[0]; P];
+        w.copy_from_slice(&t.w[..P]);
+        // From one part to the next.
+        let (x_part, w_part) = (t.steps * O::PAIR, t.steps * t.w_stride);
+        for _ in 0..t.steps {
+            let mut part = 0;
+            while part < 4 {
+                let x = O::broadcast(x.add(part * x_part));
+                let mut p = 0;
+                while p < P {
+                    let w = w[p].add(part * w_part);
+                    O::S::prefetch(w.wrapping_add(t.prefetch));
+                    acc[part][p] = O::mac(acc[part][p], O::weights(w), x);
+                    p += 1;
+                }
+                part += 1;
+            }
+            x = x.add(O::PAIR);
+            let mut p = 0;
+            while p < P {
+                w[p] = w[p].add(t.w_stride);
+                p += 1;
+            }
+        }
+        for step in 4 * t.steps..4 * t.steps + rest {
+            let x = O::broadcast(t.x.add(step * O::PAIR));
+            for (acc, w) in acc[3].iter_mut().zip(t.w) {
+                *acc = O::mac(*acc, O::weights(w.add(step * t.w_stride)), x);
+            }
+        }
+        for (i, acc) in acc.iter().flatten().enumerate() {
+            O::S::store(t.c.add(i * O::S::LANES), *acc);
+        }
+    }
 }
 
 /// Runs a tile of `rows * vectors` accumulators, at most `TILE` of `O`'s vectors.
@@ -118,7 +188,7 @@ unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
             *x = t.x.add(i * ROWS_PER_POINTER * t.x_stride);
         }
         let mut w_at = t.w;
-        for _ in 0..t.steps {
+        for step in 0..t.steps {
             let mut w = [O::weights(w_at[0]); P];
             let mut p = 1;
             while p < P {
@@ -135,6 +205,9 @@ unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
                     p += 1;
                 }
                 r += 1;
+            }
+            if step < t.fetch_count {
+                O::S::prefetch_far(*t.fetches.cast::<*const u8>().add(step));
             }
             for x in &mut x {
                 *x = x.add(O::PAIR);

@@ -15,6 +15,11 @@ unsafe fn run_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
     tile::run(t, rows, vectors);
 }
 
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn run_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+    tile::quarters(t, vectors, rest);
+}
+
 /// The features that functions using [`Avx512`] are compiled with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512;
@@ -117,7 +122,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+        run_quarters(t, vectors, rest);
+    }
+
+    #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
 }

@@ -54,8 +54,12 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn largest(v: Self::F) -> f32;
     /// Asks for the cache line at `p`, which may be any address.
     unsafe fn prefetch<T>(p: *const T);
+    /// As `prefetch`, into a cache that holds more.
+    unsafe fn prefetch_far<T>(p: *const T);
     /// [`tile::run`](super::tile::run) as a function compiled for these instructions.
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize);
+    /// [`tile::quarters`](super::tile::quarters) as a function compiled for these instructions.
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize);
 }
 
 /// `eˣ`, within 2 units in the last place; 0 below -87.3, where the result would not be normal, and `eˣ` of 88 above

@@ -125,6 +125,15 @@ impl Simd for Portable {
         unsafe { tile::run(t, rows, vectors) }
     }
 
+    #[inline(never)]
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::quarters(t, vectors, rest) }
+    }
+
     #[inline(always)]
     unsafe fn prefetch<T>(_p: *const T) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(_p: *const T) {}
 }
