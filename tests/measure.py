@@ -3,7 +3,7 @@
 
 Usage: measure.py URL NAME=MODEL[,MODEL...] [NAME=...] [--rounds N] [--streams N] [--prompt N] [--output N]
 
-Each NAME is one load: its streams take the listed models in turn. The loads run one after the other, round after round, so
+Each NAME is one load: its streams take the listed models in turn, at URL or, as MODEL@URL, at another server. The loads run one after the other, round after round, so
 that a machine whose speed drifts treats them alike. Printed per load: output tokens/s (median, least, most), and the
 ratio of its median to the first load's, with the spread of the per-round ratios.
 """
@@ -65,20 +65,26 @@ def main():
     parser.add_argument("--output", type=int, default=64)
     args = parser.parse_args()
     netloc = urlparse(args.url).netloc
-    loads = {name: models.split(",") for name, models in (load.split("=", 1) for load in args.loads)}
+    loads = {}
+    for name, models in (text.split("=", 1) for text in args.loads):
+        models, _, url = models.partition("@")
+        loads[name] = (urlparse(url).netloc or netloc, models.split(","))
     speeds = {name: [] for name in loads}
     for turn in range(-1, args.rounds):
-        for name, models in loads.items():
-            speed = load(netloc, models, args, turn + 1)
+        for name, (server, models) in loads.items():
+            speed = load(server, models, args, turn + 1)
             if turn >= 0:  # the first round warms up
                 speeds[name].append(speed)
     first = next(iter(speeds.values()))
     print(f"{args.streams} streams, {args.prompt} in + {args.output} out, {args.rounds} interleaved rounds")
     for name, values in speeds.items():
         ratios = [value / base for value, base in zip(values, first)]
+        # Student's t for 95 % is close to 2 from 20 rounds on.
+        half = 2 * statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0
         print(
             f"{name:>24}: {statistics.median(values):8.1f} tok/s ({min(values):.1f}-{max(values):.1f}),"
-            f" {statistics.median(ratios):.3f} of the first ({min(ratios):.3f}-{max(ratios):.3f})"
+            f" {statistics.median(ratios):.3f} of the first ({min(ratios):.3f}-{max(ratios):.3f},"
+            f" mean {statistics.mean(ratios):.3f} +- {half:.3f})"
         )
 
 
