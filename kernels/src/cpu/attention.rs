@@ -9,7 +9,7 @@ use super::isa::{Layout, Task};
 use super::kv::Geometry;
 use super::operands::Operands;
 use super::simd::{Simd, exp};
-use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
+use super::tile::{Ahead, MAX_VECTORS, Tile, vectors_at_once};
 
 /// Keys of a chunk, where blocks are no longer: enough that what is done once a chunk does not show.
 const CHUNK: usize = 64;
@@ -196,7 +196,7 @@ impl Attend<'_> {
             x_stride: g.steps * O::PAIR,
             w_stride: g.lanes * O::PAIR,
             // The values of a block lie behind its keys.
-            prefetch: g.k_len(),
+            ahead: g.k_len(),
             steps: g.steps,
             c: scratch.scores,
             c_stride: scratch.lanes,
@@ -331,7 +331,7 @@ impl Attend<'_> {
                 x_stride: scratch.lanes,
                 w_stride: g.v_width * O::PAIR,
                 // The next head's keys lie behind this one's values.
-                prefetch: g.v_len(),
+                ahead: g.v_len(),
                 steps: whole,
                 c: scratch.sums,
                 c_stride: g.v_width,
@@ -389,8 +389,8 @@ struct Pairs<O: Operands> {
     x: *const O::X,
     x_stride: usize,
     w_stride: usize,
-    /// See [`Tile::prefetch`].
-    prefetch: usize,
+    /// Elements from what is read to what is read after it.
+    ahead: usize,
     steps: usize,
     c: *mut f32,
     c_stride: usize,
@@ -408,7 +408,7 @@ impl<O: Operands> Pairs<O> {
         let most = rows.div_ceil(tiles);
         let mut vector = 0;
         while vector < vectors {
-            let at_once = vectors_at_once(O::S::TILE, most, vectors - vector);
+            let at_once = vectors_at_once::<O>(most, vectors - vector);
             let mut pointers = [w(vector); MAX_VECTORS];
             for (i, pointer) in pointers[..at_once].iter_mut().enumerate() {
                 *pointer = w(vector + i);
@@ -421,7 +421,7 @@ impl<O: Operands> Pairs<O> {
                     x_stride: self.x_stride,
                     w: pointers,
                     w_stride: self.w_stride,
-                    prefetch: self.prefetch,
+                    ahead: Ahead::by(self.ahead),
                     fetches: std::ptr::null(),
                     fetch_count: 0,
                     steps: self.steps,

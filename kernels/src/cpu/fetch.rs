@@ -11,7 +11,7 @@ const LINE: usize = 64;
 /// Regions of a task, more than which are not asked for.
 const MOST_REGIONS: usize = 128;
 /// Lines of a tile.
-const MOST_LINES: usize = 1024;
+const MOST_LINES: usize = 512;
 
 /// Bytes to be read.
 #[derive(Debug, Clone, Copy)]
@@ -97,14 +97,9 @@ impl Lines {
         self.count
     }
 
-    /// The lines, two a step, and for how many steps.
+    /// Address of the first.
     #[inline(always)]
-    pub(crate) fn twos(&mut self) -> (*const [*const u8; 2], usize) {
-        if !self.count.is_multiple_of(2) {
-            // SAFETY: an odd count is not zero, and leaves room for one more.
-            let last = unsafe { self.lines[self.count - 1].assume_init() };
-            self.lines[self.count].write(last);
-        }
-        (self.lines.as_ptr().cast(), self.count.div_ceil(2))
+    pub(crate) fn as_ptr(&self) -> *const *const u8 {
+        self.lines.as_ptr().cast()
     }
 }

@@ -18,10 +18,10 @@ use super::operands::Operands;
 use super::pack::shape;
 use super::pointwise::convert;
 use super::pool::part_of;
-use super::product::{Expand, PREFETCH};
+use super::product::Expand;
 use super::shared::SharedMut;
 use super::simd::Simd;
-use super::tile::{MAX_VECTORS, Tile, fits};
+use super::tile::{Ahead, MAX_VECTORS, Tile, fits};
 
 /// Panels that a shrink takes at once.
 const VECTORS: usize = 3;
@@ -287,7 +287,7 @@ impl Shrink<'_> {
             x_stride: self.x_stride,
             w,
             w_stride,
-            prefetch: PREFETCH * w_stride,
+            ahead: Ahead::of_stream(w_stride),
             fetches: std::ptr::null(),
             fetch_count: 0,
             steps: quarter,
@@ -325,7 +325,7 @@ impl Shrink<'_> {
     ) {
         let start = part * whole.steps;
         let steps = if part == 3 { steps - start } else { whole.steps };
-        let most = (1..=O::S::TILE).rev().find(|&rows| fits(O::S::TILE, rows, vectors));
+        let most = (1..=O::S::TILE).rev().find(|&rows| fits::<O>(rows, vectors));
         let tiles = self.rows.div_ceil(most.unwrap_or(1));
         let w = whole.w.map(|w| w.wrapping_add(start * whole.w_stride));
         for index in 0..tiles {

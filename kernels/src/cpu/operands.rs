@@ -33,9 +33,13 @@ pub(crate) trait Operands: Copy + 'static {
     type Half: Operands<X = Self::X, W = Self::W>;
     /// k's that one step takes: neighbours in `X`, and in each lane of `W`.
     const PAIR: usize;
+    /// Multiply-adds that a step takes: each for its own part of the pair.
+    const PARTS: usize;
 
-    unsafe fn weights(p: *const Self::W) -> Self::Weights;
-    unsafe fn broadcast(p: *const Self::X) -> Self::Broadcast;
+    /// Part `part` of a step's weights.
+    unsafe fn weights(p: *const Self::W, part: usize) -> Self::Weights;
+    /// Part `part` of a step's activations.
+    unsafe fn broadcast(p: *const Self::X, part: usize) -> Self::Broadcast;
     unsafe fn mac(
         acc: <Self::S as Simd>::F,
         w: Self::Weights,
@@ -75,24 +79,25 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     type S = S;
     type X = f32;
     type W = u16;
-    type Weights = (S::F, S::F);
-    type Broadcast = (S::F, S::F);
+    type Weights = S::F;
+    type Broadcast = S::F;
     type Half = Widen<(H, H)>;
     const PAIR: usize = 2;
+    const PARTS: usize = 2;
 
     #[inline(always)]
-    unsafe fn weights(p: *const u16) -> (S::F, S::F) {
-        (S::load_low(p), S::load_high(p))
+    unsafe fn weights(p: *const u16, part: usize) -> S::F {
+        if part == 0 { S::load_low(p) } else { S::load_high(p) }
     }
 
     #[inline(always)]
-    unsafe fn broadcast(p: *const f32) -> (S::F, S::F) {
-        (S::splat(*p), S::splat(*p.add(1)))
+    unsafe fn broadcast(p: *const f32, part: usize) -> S::F {
+        S::splat(*p.add(part))
     }
 
     #[inline(always)]
-    unsafe fn mac(acc: S::F, w: (S::F, S::F), x: (S::F, S::F)) -> S::F {
-        S::fma(w.1, x.1, S::fma(w.0, x.0, acc))
+    unsafe fn mac(acc: S::F, w: S::F, x: S::F) -> S::F {
+        S::fma(w, x, acc)
     }
 
     #[inline(always)]
@@ -133,14 +138,15 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     type Broadcast = S::F;
     type Half = Single<(H, H)>;
     const PAIR: usize = 1;
+    const PARTS: usize = 1;
 
     #[inline(always)]
-    unsafe fn weights(p: *const f32) -> S::F {
+    unsafe fn weights(p: *const f32, _part: usize) -> S::F {
         S::load(p)
     }
 
     #[inline(always)]
-    unsafe fn broadcast(p: *const f32) -> S::F {
+    unsafe fn broadcast(p: *const f32, _part: usize) -> S::F {
         S::splat(*p)
     }
 
@@ -208,14 +214,15 @@ mod dot {
         type Broadcast = __m512bh;
         type Half = DotHalf;
         const PAIR: usize = 2;
+        const PARTS: usize = 1;
 
         #[inline(always)]
-        unsafe fn weights(p: *const u16) -> __m512bh {
+        unsafe fn weights(p: *const u16, _part: usize) -> __m512bh {
             std::mem::transmute(_mm512_loadu_si512(p.cast()))
         }
 
         #[inline(always)]
-        unsafe fn broadcast(p: *const u16) -> __m512bh {
+        unsafe fn broadcast(p: *const u16, _part: usize) -> __m512bh {
             std::mem::transmute(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()))
         }
 
@@ -262,14 +269,15 @@ mod dot {
         type Broadcast = __m256bh;
         type Half = Self;
         const PAIR: usize = 2;
+        const PARTS: usize = 1;
 
         #[inline(always)]
-        unsafe fn weights(p: *const u16) -> __m256bh {
+        unsafe fn weights(p: *const u16, _part: usize) -> __m256bh {
             std::mem::transmute(_mm256_loadu_si256(p.cast()))
         }
 
         #[inline(always)]
-        unsafe fn broadcast(p: *const u16) -> __m256bh {
+        unsafe fn broadcast(p: *const u16, _part: usize) -> __m256bh {
             std::mem::transmute(_mm256_set1_epi32(p.cast::<i32>().read_unaligned()))
         }
 

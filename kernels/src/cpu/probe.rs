@@ -66,7 +66,8 @@ impl Probe {
         // SAFETY: the task reads nothing but itself.
         self.pool.run(tasks, |_, _| unsafe { arch.run(&Multiply) })?;
         let layout = self.arch.layout();
-        let operations = tasks * PEAK_STEPS * CHAINS * layout.lanes * layout.pair * 2;
+        let operations =
+            tasks * PEAK_STEPS * CHAINS * layout.lanes * (layout.pair / layout.parts) * 2;
         Ok(operations as f64 / start.elapsed().as_secs_f64())
     }
 }
@@ -107,8 +108,8 @@ impl Task for Multiply {
         let zero = std::hint::black_box([0.0_f32; 16]);
         // SAFETY: the array holds a vector of weights and an activation.
         unsafe {
-            let w = O::weights(zero.as_ptr().cast());
-            let x = O::broadcast(zero.as_ptr().cast());
+            let w = O::weights(zero.as_ptr().cast(), 0);
+            let x = O::broadcast(zero.as_ptr().cast(), 0);
             let mut acc = [O::S::splat(0.0); CHAINS];
             for _ in 0..PEAK_STEPS {
                 for acc in &mut acc {

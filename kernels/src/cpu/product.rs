@@ -12,14 +12,11 @@ use super::operands::Operands;
 use super::pack::CpuLinear;
 use super::pool::part_of;
 use super::simd::Simd;
-use super::tile::{MAX_VECTORS, Tile, vectors_at_once};
+use super::tile::{Ahead, MAX_VECTORS, Tile, vectors_at_once};
 
 /// Steps after which a sum over many k is put aside, so that the weights and activations of one part of it stay in the
 /// second-level cache while all row tiles use them.
 const STEPS_AT_ONCE: usize = 1024;
-
-/// Steps between asking for a cache line of weights and reading it.
-pub(crate) const PREFETCH: usize = 24;
 
 /// Neighbouring panels of a weight, and where their columns go.
 #[derive(Debug, Clone, Copy)]
@@ -144,7 +141,7 @@ impl Product<'_> {
             count: strip.panels,
         };
         let next = self.strips.get(index + 1).map(|strip| strip.panel).or(self.next);
-        let mut ahead = Ahead {
+        let mut later = Later {
             lines: Lines::new(),
             next: next.map(|panel| self.weight.panel::<O::W>(panel).cast()),
             regions,
@@ -159,7 +156,7 @@ impl Product<'_> {
             accumulate: false,
         };
         // SAFETY: the strip lies within the weight and the scratch tile, the rows within `x`.
-        unsafe { task.run::<O>(&panels, Some(&mut ahead)) }
+        unsafe { task.run::<O>(&panels, Some(&mut later)) }
     }
 
     /// # Safety
@@ -224,7 +221,7 @@ struct Panels<W> {
 }
 
 /// What to ask for while panels are read.
-struct Ahead<'a> {
+struct Later<'a> {
     /// Of the tile at hand.
     lines: Lines,
     /// The panel that is read after these.
@@ -232,9 +229,9 @@ struct Ahead<'a> {
     regions: &'a mut Regions,
 }
 
-impl Ahead<'_> {
-    /// Fills `lines` for a tile of `steps` steps, after which `count` panels from `first` on are read. The tile itself
-    /// runs on into the panel that ends at `own`.
+impl Later<'_> {
+    /// Fills `lines` for a tile of `steps` steps, after which the panels `after` are read. The tile itself runs on into
+    /// the panel that ends at `own`.
     #[inline(always)]
     fn prepare<O: Operands>(
         &mut self,
@@ -243,18 +240,18 @@ impl Ahead<'_> {
         (own, after): (usize, Range<usize>),
     ) {
         self.lines.clear();
-        let head = PREFETCH.min(steps) * O::PAIR * 2 * O::S::LANES * size_of::<O::W>() / 64;
-        if after.is_empty() {
-            let own = panels.w.wrapping_add(own * panels.stride).cast();
-            if let Some(next) = self.next
-                && next != own
-            {
-                self.lines.add(next, head);
-            }
+        // The heads of the panels get most of the steps, but not all.
+        let head = (steps * 3 / 4 / after.len().max(1)).min(2 * Ahead::FAR);
+        let address = |panel: usize| panels.w.wrapping_add(panel * panels.stride).cast();
+        if after.is_empty()
+            && let Some(next) = self.next
+            && next != address(own)
+        {
+            self.lines.add(next, head);
         }
         for panel in after {
             if panel != own {
-                self.lines.add(panels.w.wrapping_add(panel * panels.stride).cast(), head);
+                self.lines.add(address(panel), head);
             }
         }
         let room = steps.saturating_sub(self.lines.len());
@@ -281,7 +278,7 @@ impl<X> TileRows<X> {
     unsafe fn run<O: Operands<X = X>>(
         &self,
         panels: &Panels<O::W>,
-        mut ahead: Option<&mut Ahead<'_>>,
+        mut later: Option<&mut Later<'_>>,
     ) {
         let lanes = O::S::LANES;
         let w_stride = O::PAIR * 2 * lanes;
@@ -290,7 +287,7 @@ impl<X> TileRows<X> {
         let most_rows = self.rows.div_ceil(row_tiles);
         let mut v = 0;
         while v < vectors {
-            let at_once = vectors_at_once(O::S::TILE, most_rows, vectors - v) & !1;
+            let at_once = vectors_at_once::<O>(most_rows, vectors - v) & !1;
             let mut w = [panels.w; MAX_VECTORS];
             for (i, w) in w[..at_once].iter_mut().enumerate() {
                 let (panel, half) = ((v + i) / 2, (v + i) % 2);
@@ -298,18 +295,16 @@ impl<X> TileRows<X> {
                     panel * panels.stride + half * lanes * O::PAIR + self.steps.start * w_stride,
                 );
             }
-            let (mut fetches, mut fetch_count, mut prefetch) = (std::ptr::null(), 0, 0);
-            if let Some(ahead) = &mut ahead
+            let (mut fetches, mut fetch_count) = (std::ptr::null(), 0);
+            // Panels of B are short, and asked for already.
+            let ahead = if later.is_some() { Ahead::of_stream(w_stride) } else { Ahead::by(0) };
+            if let Some(later) = &mut later
                 && row_tiles == 1
             {
                 let end = v + at_once;
                 let after = end / 2..(end + at_once).min(vectors) / 2;
-                ahead.prepare::<O>(self.steps.len(), panels, (end / 2, after));
-                (fetches, _) = ahead.lines.twos();
-                fetch_count = ahead.lines.len();
-            }
-            if ahead.is_some() {
-                prefetch = PREFETCH * w_stride;
+                later.prepare::<O>(self.steps.len(), panels, (end / 2, after));
+                (fetches, fetch_count) = (later.lines.as_ptr(), later.lines.len());
             }
             for tile in 0..row_tiles {
                 let rows = part_of(self.rows, row_tiles, tile);
@@ -318,7 +313,7 @@ impl<X> TileRows<X> {
                     x_stride: self.x_stride,
                     w,
                     w_stride,
-                    prefetch,
+                    ahead,
                     fetches,
                     fetch_count,
                     steps: self.steps.len(),

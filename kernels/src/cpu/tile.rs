@@ -25,11 +25,11 @@ pub(crate) struct Tile<O: Operands> {
     pub(crate) w: [*const O::W; MAX_VECTORS],
     /// Elements from one step to the next.
     pub(crate) w_stride: usize,
-    /// Elements from a vector to the cache line that is asked for when it is read.
-    pub(crate) prefetch: usize,
-    /// Cache lines that something else will read soon: two are asked for in each step.
-    pub(crate) fetches: *const [*const u8; 2],
-    /// How many twos.
+    /// Elements from a vector to the cache lines that are asked for when it is read.
+    pub(crate) ahead: Ahead,
+    /// Cache lines that something else will read soon: one is asked for in each step.
+    pub(crate) fetches: *const *const u8,
+    /// Their number.
     pub(crate) fetch_count: usize,
     /// Steps of the sum.
     pub(crate) steps: usize,
@@ -41,17 +41,51 @@ pub(crate) struct Tile<O: Operands> {
     pub(crate) accumulate: bool,
 }
 
-/// Whether accumulators, and one row of weights and activations beside them, have registers.
+/// How far ahead of a stream to ask for its cache lines, in elements. Asking twice is faster than once: the second-level
+/// cache takes more requests that wait for memory than the first, and what it holds comes soon enough from near by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    /// Into the first-level cache.
+    pub(crate) near: usize,
+    /// Into the second.
+    pub(crate) far: usize,
+}
+
+impl Ahead {
+    /// Steps that `near` is ahead of a stream of weights.
+    const NEAR: usize = 8;
+    /// Steps that `far` is ahead of a stream of weights.
+    pub(crate) const FAR: usize = 64;
+
+    /// For a stream of weights.
+    #[inline(always)]
+    pub(crate) const fn of_stream(w_stride: usize) -> Self {
+        Self { near: Self::NEAR * w_stride, far: Self::FAR * w_stride }
+    }
+
+    /// Only what lies this many elements ahead.
+    #[inline(always)]
+    pub(crate) const fn by(elements: usize) -> Self {
+        Self { near: elements, far: elements }
+    }
+}
+
+/// Whether a tile's accumulators have registers, and the weights and activations of a step beside them. One row uses
+/// each vector of weights once, so it needs no registers to keep them in.
 #[inline(always)]
-pub(crate) const fn fits(tile: usize, rows: usize, vectors: usize) -> bool {
-    rows * vectors <= tile && (rows + 1) * vectors < tile + 8
+pub(crate) const fn fits<O: Operands>(rows: usize, vectors: usize) -> bool {
+    let kept = if rows == 1 { 1 } else { vectors };
+    rows * vectors <= O::S::TILE
+        && rows * vectors + kept < O::S::REGISTERS
+        // Where a step takes two multiply-adds, the compiler holds weights of both, however the source orders them.
+        && (O::PARTS == 1 || vectors <= 2 || (rows + 1) * vectors < 24)
 }
 
 /// How many vectors to take at once for `rows` rows, of `left` vectors: few enough that the tile has registers, and a
 /// number that [`run`] knows.
 #[inline(always)]
-pub(crate) fn vectors_at_once(tile: usize, rows: usize, left: usize) -> usize {
-    let usable = |&n: &usize| n <= left && fits(tile, rows, n);
+pub(crate) fn vectors_at_once<O: Operands>(rows: usize, left: usize) -> usize {
+    let usable = |&n: &usize| n <= left && fits::<O>(rows, n);
     [8, 6, 4, 3, 2].into_iter().find(usable).unwrap_or(1)
 }
 
@@ -86,20 +120,20 @@ unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize) {
         let mut x = t.x;
         let mut w = [t.w[0]; P];
         w.copy_from_slice(&t.w[..P]);
-        // From one part to the next.
-        let (x_part, w_part) = (t.steps * O::PAIR, t.steps * t.w_stride);
+        let (x_quarter, w_quarter) = (t.steps * O::PAIR, t.steps * t.w_stride);
         for _ in 0..t.steps {
-            let mut part = 0;
-            while part < 4 {
-                let x = O::broadcast(x.add(part * x_part));
+            let mut quarter = 0;
+            while quarter < 4 {
+                let x = x.add(quarter * x_quarter);
                 let mut p = 0;
                 while p < P {
-                    let w = w[p].add(part * w_part);
-                    O::S::prefetch(w.wrapping_add(t.prefetch));
-                    acc[part][p] = O::mac(acc[part][p], O::weights(w), x);
+                    let w = w[p].add(quarter * w_quarter);
+                    O::S::prefetch(w.wrapping_add(t.ahead.near));
+                    O::S::prefetch_far(w.wrapping_add(t.ahead.far));
+                    acc[quarter][p] = step::<O>(acc[quarter][p], w, x);
                     p += 1;
                 }
-                part += 1;
+                quarter += 1;
             }
             x = x.add(O::PAIR);
             let mut p = 0;
@@ -108,16 +142,33 @@ unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize) {
                 p += 1;
             }
         }
-        for step in 4 * t.steps..4 * t.steps + rest {
-            let x = O::broadcast(t.x.add(step * O::PAIR));
+        for index in 4 * t.steps..4 * t.steps + rest {
+            let x = t.x.add(index * O::PAIR);
             for (acc, w) in acc[3].iter_mut().zip(t.w) {
-                *acc = O::mac(*acc, O::weights(w.add(step * t.w_stride)), x);
+                *acc = step::<O>(*acc, w.add(index * t.w_stride), x);
             }
         }
         for (i, acc) in acc.iter().flatten().enumerate() {
             O::S::store(t.c.add(i * O::S::LANES), *acc);
         }
     }
+}
+
+/// One step of one accumulator.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn step<O: Operands>(
+    mut acc: <O::S as Simd>::F,
+    w: *const O::W,
+    x: *const O::X,
+) -> <O::S as Simd>::F {
+    for part in 0..O::PARTS {
+        // SAFETY: the caller's promise.
+        acc = unsafe { O::mac(acc, O::weights(w, part), O::broadcast(x, part)) };
+    }
+    acc
 }
 
 /// Runs a tile of `rows * vectors` accumulators, at most `TILE` of `O`'s vectors.
@@ -168,7 +219,7 @@ unsafe fn by_rows<O: Operands, const P: usize>(t: &Tile<O>, rows: usize) {
 /// As for [`run`].
 #[inline(always)]
 unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
-    if !fits(O::S::TILE, R, P) {
+    if !fits::<O>(R, P) {
         unreachable!("{R} rows of {P} vectors do not fit the registers");
     }
     // SAFETY: the caller's promise; loops stay within R rows, P vectors and `steps`.
@@ -189,32 +240,48 @@ unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
         }
         let mut w_at = t.w;
         for step in 0..t.steps {
-            let mut w = [O::weights(w_at[0]); P];
-            let mut p = 1;
-            while p < P {
-                w[p] = O::weights(w_at[p]);
-                p += 1;
-            }
-            let mut r = 0;
-            while r < R {
-                let at = x[r / ROWS_PER_POINTER].add(r % ROWS_PER_POINTER * t.x_stride);
-                let x = O::broadcast(at);
-                let mut p = 0;
-                while p < P {
-                    acc[r][p] = O::mac(acc[r][p], w[p], x);
-                    p += 1;
+            // With many rows, both parts of a few weights stay in registers; with many weights, a part at a time does.
+            let passes = if P > 2 { O::PARTS } else { 1 };
+            let mut pass = 0;
+            while pass < passes {
+                let parts = pass * O::PARTS / passes..(pass + 1) * O::PARTS / passes;
+                let mut w = [[O::weights(w_at[0], 0); P]; 2];
+                let mut part = parts.start;
+                while part < parts.end {
+                    let mut p = 0;
+                    while p < P {
+                        w[part][p] = O::weights(w_at[p], part);
+                        p += 1;
+                    }
+                    part += 1;
                 }
-                r += 1;
+                let mut r = 0;
+                while r < R {
+                    let at = x[r / ROWS_PER_POINTER].add(r % ROWS_PER_POINTER * t.x_stride);
+                    let mut part = parts.start;
+                    while part < parts.end {
+                        let x = O::broadcast(at, part);
+                        let mut p = 0;
+                        while p < P {
+                            acc[r][p] = O::mac(acc[r][p], w[part][p], x);
+                            p += 1;
+                        }
+                        part += 1;
+                    }
+                    r += 1;
+                }
+                pass += 1;
             }
             if step < t.fetch_count {
-                O::S::prefetch_far(*t.fetches.cast::<*const u8>().add(step));
+                O::S::prefetch_far(*t.fetches.add(step));
             }
             for x in &mut x {
                 *x = x.add(O::PAIR);
             }
             let mut p = 0;
             while p < P {
-                O::S::prefetch(w_at[p].wrapping_add(t.prefetch));
+                O::S::prefetch(w_at[p].wrapping_add(t.ahead.near));
+                O::S::prefetch_far(w_at[p].wrapping_add(t.ahead.far));
                 w_at[p] = w_at[p].add(t.w_stride);
                 p += 1;
             }

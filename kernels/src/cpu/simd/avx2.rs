@@ -27,6 +27,7 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
     const TILE: usize = 8;
 
     #[inline(always)]

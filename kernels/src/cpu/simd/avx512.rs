@@ -27,6 +27,7 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
     const TILE: usize = 24;
 
     #[inline(always)]

@@ -25,7 +25,9 @@ pub(crate) trait Simd: Copy + 'static {
     type F: Copy;
     /// Its length.
     const LANES: usize;
-    /// Accumulators that a register tile may hold, so that its operands have registers too.
+    /// Registers.
+    const REGISTERS: usize;
+    /// Accumulators that a register tile may hold.
     const TILE: usize;
 
     unsafe fn splat(x: f32) -> Self::F;

@@ -23,6 +23,8 @@ fn each(f: impl Fn(usize) -> f32) -> Lanes {
 impl Simd for Portable {
     type F = Lanes;
     const LANES: usize = 8;
+    // A vector takes two of SSE2's sixteen.
+    const REGISTERS: usize = 8;
     const TILE: usize = 4;
 
     #[inline(always)]
