@@ -8,6 +8,8 @@ mod candidates;
 mod penalties;
 mod random;
 mod softmax;
+#[cfg(test)]
+mod tests;
 
 use crate::args::{SampleRow, SampleTask, SamplingParams};
 
@@ -84,7 +86,7 @@ fn report(token: u32, count: usize, scratch: &mut SamplingScratch) -> Sampled {
     let logits = &scratch.unmodified;
     let softmax = Softmax { max: max(logits), temperature: 1.0, least: f32::MIN };
     let log_sum = softmax.sum(logits).ln();
-    best(logits, f32::MIN, count, &mut scratch.top);
+    best(logits, count, &mut scratch.top);
     for (_, score) in &mut scratch.top {
         *score = softmax.log_weight(*score, log_sum);
     }
@@ -112,7 +114,7 @@ fn draw(logits: &mut [f32], params: &SamplingParams<'_>, scratch: &mut SamplingS
     } else if top_k == all {
         nucleus(logits, &softmax, top_p, candidates);
     } else {
-        best(logits, softmax.least, top_k, candidates);
+        best(logits, top_k, candidates);
         if top_p < 1.0 {
             let sum = candidates.iter().map(|&(_, logit)| softmax.weight(logit)).sum::<f64>();
             keep_reaching(candidates, &softmax, top_p * sum);

@@ -7,10 +7,10 @@ use super::softmax::Softmax;
 /// How many of the best tokens a nucleus looks at first; most hold fewer.
 const FIRST_LOOK: usize = 256;
 
-/// Puts the `count` best tokens whose logits are at least `least` into `out`, best first, ties to the lower id.
+/// Puts the `count` best tokens above minus infinity into `out`, best first, ties to the lower id.
 ///
 /// Linear in the vocabulary: `out` fills up to twice the count, then the worse half goes and raises the bar.
-pub(super) fn best(logits: &[f32], least: f32, count: usize, out: &mut Vec<(u32, f32)>) {
+pub(super) fn best(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
     out.clear();
     if count == 0 {
         return;
@@ -18,7 +18,7 @@ pub(super) fn best(logits: &[f32], least: f32, count: usize, out: &mut Vec<(u32,
     let mut bar = f32::NEG_INFINITY;
     for (id, &logit) in (0..).zip(logits) {
         // A later token that only equals the bar loses to those before it.
-        if logit >= least && logit > bar {
+        if logit > bar {
             out.push((id, logit));
             if out.len() == count.saturating_mul(2) {
                 bar = keep_best(out, count);
@@ -36,7 +36,7 @@ pub(super) fn nucleus(logits: &[f32], softmax: &Softmax, share: f64, out: &mut V
     let wanted = share * softmax.sum(logits);
     let mut count = FIRST_LOOK;
     loop {
-        best(logits, softmax.least, count, out);
+        best(logits, count, out);
         let all = out.len() < count;
         if keep_reaching(out, softmax, wanted) || all {
             return;

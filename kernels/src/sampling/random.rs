@@ -1,7 +1,7 @@
 //! Numbers that depend on a seed and a count alone, so that a draw is the same in any batch.
 
 /// Step of SplitMix64's state: 2⁶⁴ divided by the golden ratio.
-const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+pub(super) const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Number `draw` of the stream of `seed`, uniform in [0, 1).
 ///
@@ -15,7 +15,7 @@ pub(super) fn uniform(seed: u64, draw: u64) -> f64 {
 }
 
 /// SplitMix64's finaliser: a bijection in which each input bit changes about half of the output bits.
-fn mix(mut z: u64) -> u64 {
+pub(super) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
