@@ -1,13 +1,14 @@
 //! What lives "on the device": here, vectors of f32.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::args::{KvShape, StepOutput};
 use crate::error::{KernelError, Result};
 use crate::weights::{HostTensor, PackedAdapter, PackedSite};
 
-/// Fails unless the two pairs of sizes are equal.
-pub(super) fn check(what: &str, expected: [usize; 2], found: [usize; 2]) -> Result<()> {
+/// Fails unless the two sizes, or lists of sizes, are equal.
+pub(super) fn check<T: PartialEq + Debug>(what: &str, expected: T, found: T) -> Result<()> {
     if expected == found {
         return Ok(());
     }
@@ -19,8 +20,8 @@ pub(super) fn check(what: &str, expected: [usize; 2], found: [usize; 2]) -> Resu
 }
 
 /// Fails unless `index` is below `count`.
-pub(super) fn check_index(what: &str, index: u32, count: usize) -> Result<()> {
-    if (index as usize) < count {
+pub(super) fn check_index(what: &str, index: usize, count: usize) -> Result<()> {
+    if index < count {
         return Ok(());
     }
     Err(KernelError::Shape {
@@ -83,19 +84,19 @@ impl Linear {
         let out = parts.iter().map(|part| part.rows).sum();
         let mut values = Vec::with_capacity(out * inputs);
         for part in parts {
-            check("stacked weight", [part.rows, inputs], [part.rows, part.cols])?;
+            check("columns of a stacked weight", inputs, part.cols)?;
             values.extend(part.to_f32());
         }
         let bias = bias.map(<[f32]>::to_vec);
-        let biases = bias.as_ref().map_or(out, Vec::len);
-        check("bias", [out, 1], [biases, 1])?;
+        check("bias", out, bias.as_ref().map_or(out, Vec::len))?;
         Ok(Self { values, bias, out, inputs })
     }
 
     /// The weights of one output.
     pub(super) fn row(&self, row: u32) -> Result<&[f32]> {
+        let row = row as usize;
         check_index("row of a table", row, self.out)?;
-        Ok(&self.values[row as usize * self.inputs..][..self.inputs])
+        Ok(&self.values[row * self.inputs..][..self.inputs])
     }
 }
 
@@ -108,8 +109,9 @@ pub struct Vector {
 impl Vector {
     /// Row `row` of a table of rows of `width` values.
     pub(super) fn row(&self, row: u32, width: usize) -> Result<&[f32]> {
+        let row = row as usize;
         check_index("position", row, self.values.len() / width.max(1))?;
-        Ok(&self.values[row as usize * width..][..width])
+        Ok(&self.values[row * width..][..width])
     }
 }
 
@@ -151,7 +153,8 @@ impl KvCache {
         slot: u32,
         (k, v): (&[f32], &[f32]),
     ) -> Result<()> {
-        check_index("cache slot", slot, self.slots())?;
+        check_index("layer", layer, self.shape.layers)?;
+        check_index("cache slot", slot as usize, self.slots())?;
         let first = (layer * self.slots() + slot as usize) * self.width();
         let span = first..first + self.width();
         self.k[span.clone()].copy_from_slice(k);
@@ -159,10 +162,12 @@ impl KvCache {
         Ok(())
     }
 
-    pub(super) fn layer(&self, layer: usize) -> KvLayer<'_> {
+    /// What one layer holds.
+    pub(super) fn layer(&self, layer: usize) -> Result<KvLayer<'_>> {
+        check_index("layer", layer, self.shape.layers)?;
         let size = self.slots() * self.width();
         let span = layer * size..(layer + 1) * size;
-        KvLayer { k: &self.k[span.clone()], v: &self.v[span], width: self.width() }
+        Ok(KvLayer { k: &self.k[span.clone()], v: &self.v[span], width: self.width() })
     }
 }
 

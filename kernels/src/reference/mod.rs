@@ -18,6 +18,8 @@ mod memory;
 mod packing;
 mod pointwise;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -162,7 +164,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn embed(&mut self, table: &Self::Linear, residual: &mut Self::Buffer) -> Result<()> {
-        memory::check("embedding", [table.out, residual.width], [table.out, table.inputs])?;
+        memory::check("embedding", residual.width, table.inputs)?;
         let out = residual.rows_mut(self.step.rows())?;
         for (out, &token) in out.chunks_exact_mut(table.inputs).zip(&self.step.tokens) {
             out.copy_from_slice(table.row(token)?);
@@ -214,13 +216,12 @@ impl Backend for ReferenceBackend {
         memory::check("attention", [q_width; 2], [op.q.width, op.out.width])?;
         let q = op.q.rows(self.step.rows())?;
         let out = op.out.rows_mut(self.step.rows())?;
+        let layer = op.kv.layer(op.layer)?;
         for sequence in &self.step.sequences {
-            for row in sequence.first_row..sequence.first_row + sequence.rows {
+            for row in (sequence.first_row..).take(sequence.rows as usize) {
                 let row = row as usize;
-                let slots =
-                    self.step.visible_slots(sequence, row, op.shape.window, op.kv.shape.block_size);
+                let slots = self.step.seen_slots(sequence, row, op.shape.window, &op.kv.shape)?;
                 let span = row * q_width..(row + 1) * q_width;
-                let layer = op.kv.layer(op.layer);
                 attention::row(&op.shape, &q[span.clone()], (&layer, &slots), &mut out[span]);
             }
         }
@@ -260,14 +261,14 @@ impl Backend for ReferenceBackend {
         x: &Self::Buffer,
         rows: &[SampleRow<'_>],
     ) -> Result<()> {
-        memory::check("head", [head.out, x.width], [head.out, head.inputs])?;
+        memory::check("head", x.width, head.inputs)?;
         let x = x.rows(self.step.rows())?;
         for chunk in rows.chunks(LOGIT_ROWS) {
-            let wanted: Vec<f32> = chunk
-                .iter()
-                .flat_map(|row| &x[row.row as usize * head.inputs..][..head.inputs])
-                .copied()
-                .collect();
+            let mut wanted = Vec::with_capacity(chunk.len() * head.inputs);
+            for row in chunk {
+                memory::check_index("sampled row", row.row as usize, self.step.rows())?;
+                wanted.extend_from_slice(&x[row.row as usize * head.inputs..][..head.inputs]);
+            }
             self.logits.resize(chunk.len() * head.out, 0.0);
             matmul::linear(head, &wanted, &mut self.logits);
             for (row, logits) in chunk.iter().zip(self.logits.chunks_exact_mut(head.out)) {

@@ -16,7 +16,7 @@ impl AdapterPacker for Packer {
     fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter> {
         let mut parts: Vec<Option<&LoraPart>> = vec![None; layers * SLOT_PARTS];
         for part in &weights.parts {
-            check("B of an adapter", [part.b.rows, part.rank()], [part.b.rows, part.b.cols])?;
+            check("columns of B", part.rank(), part.b.cols)?;
             let place = part.part.site().slot(part.layer) * PARTS + part.part.index();
             let entry = parts.get_mut(place).ok_or_else(|| KernelError::Shape {
                 what: "layer of an adapter".into(),
@@ -48,7 +48,7 @@ fn pack_site(parts: &[Option<&LoraPart>], values: &mut Vec<f32>) -> Result<Optio
     for (packed, part) in site.parts.iter_mut().zip(parts) {
         let Some(part) = part else { continue };
         let inputs = *inputs.get_or_insert(part.a.cols);
-        check("A of an adapter", [part.rank(), inputs], [part.a.rows, part.a.cols])?;
+        check("columns of A", inputs, part.a.cols)?;
         *packed = PackedPart { rank: part.rank(), lane: site.lanes, scale: part.scale, b: 0 };
         site.lanes += part.rank();
         values.extend(part.a.to_f32());

@@ -2,7 +2,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use crate::args::{RowToken, SequenceSpan, Step};
+use crate::args::{KvShape, RowToken, SequenceSpan, Step};
 use crate::error::{KernelError, Result};
 
 use super::memory::{Adapter, check, check_index};
@@ -67,21 +67,24 @@ impl StepState {
     }
 
     /// The cache slots of the positions that `row` of `sequence` sees, `max(0, p - window + 1)..=p`, in order.
-    pub(super) fn visible_slots(
+    pub(super) fn seen_slots(
         &self,
         sequence: &SequenceSpan,
         row: usize,
         window: Option<u32>,
-        block_size: usize,
-    ) -> Vec<usize> {
-        let table = &self.block_tables[sequence.first_block as usize..];
-        let position = self.positions[row];
-        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        (first as usize..=position as usize)
-            .map(|position| {
-                table[position / block_size] as usize * block_size + position % block_size
-            })
-            .collect()
+        cache: &KvShape,
+    ) -> Result<Vec<usize>> {
+        let position = self.positions[row] as usize;
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
+        let slot = |position: usize| {
+            let place = sequence.first_block as usize + position / cache.block_size;
+            check_index("place in the block tables", place, self.block_tables.len())?;
+            let block = self.block_tables[place] as usize;
+            check_index("block", block, cache.blocks)?;
+            Ok(block * cache.block_size + position % cache.block_size)
+        };
+        check("slot of a row", slot(position)?, self.slots[row] as usize)?;
+        (first..=position).map(slot).collect()
     }
 }
 
@@ -107,22 +110,22 @@ fn check_range(what: &str, range: &Range<usize>, limits: RangeInclusive<usize>) 
 fn check_sequences<A>(step: &Step<'_, A>) -> Result<()> {
     let mut row = 0;
     for sequence in step.sequences {
-        check("first row of a sequence", [row, 0], [sequence.first_row as usize, 0])?;
-        for (&position, expected) in
-            step.positions.iter().skip(row).zip(sequence.context..).take(sequence.rows as usize)
-        {
-            check("row and position", [row, expected as usize], [row, position as usize])?;
-            row += 1;
+        check("first row of a sequence", row, sequence.first_row as usize)?;
+        let end = row + sequence.rows as usize;
+        check_range("rows of a sequence", &(row..end), 0..=step.positions.len())?;
+        for (&found, expected) in step.positions[row..end].iter().zip(sequence.context..) {
+            check("position of a row", expected, found)?;
         }
+        row = end;
     }
-    check("rows of all sequences", [step.tokens.len(), 0], [row, 0])
+    check("rows of all sequences", step.tokens.len(), row)
 }
 
 fn known(token: RowToken, drawn: &[u32]) -> Result<u32> {
     match token {
         RowToken::Known(token) => Ok(token),
         RowToken::Sampled(row) => {
-            check_index("sampled row", row, drawn.len())?;
+            check_index("sampled row", row as usize, drawn.len())?;
             Ok(drawn[row as usize])
         }
     }

@@ -1,0 +1,190 @@
+//! Each backend against the reference, and the reference against a decoder in f64 that is written differently.
+//!
+//! A case is a model shape, adapters and a workload; all of it is random, from a seed made of the case's name. Buffers
+//! are opaque, so a run issues the operations up to a [`Probe`], multiplies what is there with a random head, and reads
+//! the log-probabilities of the whole (small) vocabulary. Before a run every buffer and every cache block is filled
+//! with NaN.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod case;
+mod compare;
+mod device;
+mod naive;
+mod plan;
+mod run;
+mod world;
+
+use std::collections::BTreeSet;
+
+use loraplex_kernels::reference::ReferenceBackend;
+use loraplex_kernels::sampling::{SamplingScratch, sample_row};
+use loraplex_kernels::{
+    Backend, DType, OpCounters, Part, Penalties, SampleRow, SampleTask, SamplingParams, Site,
+};
+
+use case::{Case, cases};
+use compare::{assert_close, assert_consistent, assert_same_bits, widened};
+use plan::Plan;
+use run::{Job, Outputs, run_case};
+use world::{LAYERS, Probe, World};
+
+/// A backend under test.
+struct Subject {
+    name: &'static str,
+    /// Largest difference to the reference, as a share of the spread of a row's log-probabilities.
+    tolerance: f64,
+    /// Whether a row's results promise not to depend on its neighbours, by a bit.
+    bit_identical: bool,
+    run: Box<Run>,
+}
+
+type Run = dyn Fn(&Job<'_>) -> (Outputs, OpCounters);
+
+/// Every backend of this crate that this machine can run. A new one is a line here.
+fn backends() -> Vec<Subject> {
+    vec![subject("reference", true, ReferenceBackend::new)]
+}
+
+fn subject<B: Backend>(
+    name: &'static str,
+    bit_identical: bool,
+    make: impl Fn() -> B + 'static,
+) -> Subject {
+    let tolerance = match make().device().dtype {
+        DType::F32 => 2e-5,
+        DType::F16 => 1e-2,
+        DType::Bf16 => 6e-2,
+    };
+    Subject { name, tolerance, bit_identical, run: Box::new(move |job| run_case(&make, job)) }
+}
+
+impl Subject {
+    fn outputs(&self, case: &Case, world: &World, plan: &Plan, probe: Probe) -> Outputs {
+        (self.run)(&Job { case, world, plan, probe, draws: None }).0
+    }
+}
+
+#[test]
+fn the_reference_agrees_with_a_naive_decoder() {
+    let reference = subject("reference", true, ReferenceBackend::new);
+    for case in cases() {
+        let world = World::new(&case);
+        let expected = naive::run(&case, &world);
+        for probe in Probe::ALL {
+            let found = reference.outputs(&case, &world, &Plan::mixed(&case), probe);
+            assert_consistent(&case, &world, &found);
+            let name = format!("{}, {probe:?}", case.name);
+            assert_close(&name, &expected[&probe], &found, reference.tolerance);
+        }
+    }
+}
+
+#[test]
+fn every_backend_agrees_with_the_reference() {
+    let reference = subject("reference", true, ReferenceBackend::new);
+    for case in cases() {
+        let world = World::new(&case);
+        let plan = Plan::mixed(&case);
+        for probe in Probe::ALL {
+            let expected = widened(&reference.outputs(&case, &world, &plan, probe));
+            for backend in backends() {
+                let found = backend.outputs(&case, &world, &plan, probe);
+                assert_consistent(&case, &world, &found);
+                let name = format!("{}: {}, {probe:?}", backend.name, case.name);
+                assert_close(&name, &expected, &found, backend.tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_neighbours_by_a_bit() {
+    for backend in backends().iter().filter(|backend| backend.bit_identical) {
+        for case in cases() {
+            let world = World::new(&case);
+            let run = |plan: Plan| backend.outputs(&case, &world, &plan, Probe::Decoder);
+            let mixed = run(Plan::mixed(&case));
+            let plans = [
+                ("all at once", Plan::at_once(&case)),
+                ("alone", Plan::alone(&case, usize::MAX)),
+                ("alone, in chunks of 5", Plan::alone(&case, 5)),
+                ("alone, row by row", Plan::alone(&case, 1)),
+            ];
+            for (how, plan) in plans {
+                let name = format!("{}: {}, {how}", backend.name, case.name);
+                assert_same_bits(&name, &mixed, &run(plan));
+            }
+        }
+    }
+}
+
+/// Parameters as different as the places.
+fn varied((sequence, position): (usize, usize)) -> SamplingParams<'static> {
+    const PENALTIES: Penalties<'_> = Penalties {
+        repetition: 1.0,
+        presence: 0.8,
+        frequency: 0.3,
+        prompt: &[1, 2, 3],
+        output: &[4, 5, 4, 4, 6],
+    };
+    let of = |choices: &[f32]| choices[position % choices.len()];
+    SamplingParams {
+        banned: if sequence % 2 == 0 { &[7, 8] } else { &[] },
+        bias: if position % 2 == 0 { &[(9, 3.0), (10, -2.0)] } else { &[] },
+        penalties: (position % 3 == 0).then_some(PENALTIES),
+        temperature: of(&[0.0, 0.7, 1.0, 1.5, 1.0]),
+        min_p: of(&[0.0, 0.031, 0.0]),
+        top_k: of(&[0.0, 5.0, 20.0, 0.0, 0.0, 0.0, 1.0]) as u32,
+        top_p: of(&[1.0, 0.83, 1.0, 0.37]),
+        seed: sequence as u64,
+        draw: position as u64,
+    }
+}
+
+#[test]
+fn every_row_draws_with_its_own_parameters() {
+    let mut scratch = SamplingScratch::default();
+    for case in cases() {
+        let world = World::new(&case);
+        let (plan, probe, draws) = (Plan::at_once(&case), Probe::Decoder, Some(varied as _));
+        for backend in backends() {
+            let job = Job { case: &case, world: &world, plan: &plan, probe, draws };
+            for (place, row) in (backend.run)(&job).0 {
+                // Log-probabilities are logits but for a constant, which changes nothing here.
+                let task = SampleTask::Draw(varied(place));
+                let wanted = SampleRow { row: 0, task, logprobs: None };
+                let token = sample_row(&mut row.logprobs.clone(), &wanted, &mut scratch).token;
+                assert_eq!(row.token, token, "{}: {}, {place:?}", backend.name, case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn operations_are_counted() {
+    for case in cases().into_iter().filter(|case| case.sorted) {
+        let world = World::new(&case);
+        let plan = Plan::mixed(&case);
+        let (mut shrinks, mut expands) = (0, 0);
+        for chunks in &plan.steps {
+            let adapters: BTreeSet<usize> =
+                chunks.iter().filter_map(|chunk| world.adapter_of[chunk.sequence]).collect();
+            for ranks in adapters.into_iter().map(|adapter| case.adapters[adapter]) {
+                let touched = |part: &&Part| ranks[**part as usize] > 0;
+                let parts = |site: Site| site.parts().iter().filter(touched).count();
+                shrinks += LAYERS * Site::ALL.into_iter().filter(|site| parts(*site) > 0).count();
+                expands += LAYERS * Site::ALL.into_iter().map(parts).sum::<usize>();
+            }
+        }
+        let expected = OpCounters {
+            steps: plan.steps.len() as u64,
+            lora_shrinks: shrinks as u64,
+            lora_expands: expands as u64,
+        };
+        for backend in backends() {
+            let (plan, probe) = (&plan, Probe::Decoder);
+            let job = Job { case: &case, world: &world, plan, probe, draws: None };
+            assert_eq!((backend.run)(&job).1, expected, "{}: {}", backend.name, case.name);
+        }
+    }
+}
