@@ -43,10 +43,8 @@ impl AdapterPacker for Packer {
         // SAFETY: as many zero bytes as `count` numbers take, aligned to 64, with one owner.
         let words = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), count) };
         let mut layout = Layout { words, used: 0 };
-        let sites = parts
-            .chunks_exact(PARTS)
-            .map(|parts| layout.site(parts))
-            .collect::<Result<_>>()?;
+        let sites =
+            parts.chunks_exact(PARTS).map(|parts| layout.site(parts)).collect::<Result<_>>()?;
         let max_rank = weights.parts.iter().map(LoraPart::rank).max().unwrap_or(0);
         Ok(PackedAdapter { bytes, sites, max_rank })
     }
@@ -184,8 +182,7 @@ impl Adapter {
         gpu.copy.wait(idle).during("ordering an adapter's copy")?;
         let table = block.address() + bytes as u64;
         // SAFETY: as many bytes as the adapter holds, all written, and not changed while it is borrowed.
-        let from =
-            unsafe { std::slice::from_raw_parts(packed.bytes.as_ptr(), packed.bytes.len()) };
+        let from = unsafe { std::slice::from_raw_parts(packed.bytes.as_ptr(), packed.bytes.len()) };
         let entries: Vec<SiteEntry> =
             packed.sites.iter().map(|site| entry(site.as_ref(), block.address())).collect();
         // SAFETY: the block has room for both, and the copy stream waits for its last readers.

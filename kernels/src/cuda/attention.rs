@@ -67,7 +67,16 @@ impl CudaBackend {
         let tiles = self.prefill_tiles(group)?;
         if tiles > 0 {
             let tiles_at = self.work.prefill.address();
-            let args = Prefill { cache, tiles: tiles_at, q, out, stride, group: group as u32, scale, window };
+            let args = Prefill {
+                cache,
+                tiles: tiles_at,
+                q,
+                out,
+                stride,
+                group: group as u32,
+                scale,
+                window,
+            };
             let shared = prefill_shared_bytes(HEAD_SIZES[variant]);
             let shape = Shape { grid: [tiles, kv_heads, 1], threads: 128, shared };
             let kernel = &self.kernels.prefill[variant];
@@ -105,7 +114,8 @@ impl CudaBackend {
             let tiles = (sequence.rows as usize * group).div_ceil(PREFILL_PAIRS);
             for tile in (0..tiles).rev() {
                 let first = (tile * PREFILL_PAIRS) as u32;
-                let span = [sequence.first_row, sequence.rows, sequence.context, sequence.first_block];
+                let span =
+                    [sequence.first_row, sequence.rows, sequence.context, sequence.first_block];
                 self.words.extend(span);
                 self.words.extend([first, 0, 0, 0]);
             }

@@ -10,6 +10,7 @@ use std::thread;
 
 use cudarc::nvrtc::{result, sys};
 
+use super::probe::{Library, require};
 use crate::error::{KernelError, Result};
 
 /// What every kernel starts with.
@@ -60,8 +61,9 @@ pub struct Compiled {
 
 /// Compiles all sources for `arch` (`sm_90a`) at once, each on its own thread, or takes them from the folder `cache`.
 ///
-/// Without a cache the log of each holds the assembler's report. NVRTC must be there.
+/// Without a cache the log of each holds the assembler's report.
 pub fn compile_all(arch: &str, cache: Option<&Path>) -> Result<Vec<Compiled>> {
+    require(Library::Nvrtc)?;
     thread::scope(|scope| {
         let start = |source: Source| scope.spawn(move || source.cached(arch, cache));
         let threads = SOURCES.map(start);
@@ -73,6 +75,11 @@ pub fn compile_all(arch: &str, cache: Option<&Path>) -> Result<Vec<Compiled>> {
 }
 
 impl Source {
+    /// What the file holds.
+    pub const fn text(&self) -> &'static str {
+        self.text
+    }
+
     fn cached(&self, arch: &str, cache: Option<&Path>) -> Result<Compiled> {
         let Some(folder) = cache else { return self.compile(arch, &["--ptxas-options=-v"]) };
         let path = folder.join(format!("{}-{}.cubin", self.name, self.key(arch)?));
@@ -113,16 +120,16 @@ impl Source {
         };
         let program = Program(program);
         let arch = format!("--gpu-architecture={arch}");
-        let options: Vec<&str> = [arch.as_str(), "--std=c++17"]
-            .into_iter()
-            .chain(options.iter().copied())
-            .collect();
+        let options: Vec<&str> =
+            [arch.as_str(), "--std=c++17"].into_iter().chain(options.iter().copied()).collect();
         // SAFETY: the program was made above and lives until the end of this function.
         let outcome = unsafe { result::compile_program(program.0, &options) };
         let log = program.log();
         match (outcome, program.cubin()) {
             (Ok(()), Some(cubin)) => Ok(Compiled { name: self.name, cubin, log }),
-            (Err(error), _) if error.0 == sys::nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE => {
+            (Err(error), _)
+                if error.0 == sys::nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE =>
+            {
                 failed(
                     "find libnvrtc-builtins, which lies beside libnvrtc (add that folder to LD_LIBRARY_PATH), for",
                     &log,

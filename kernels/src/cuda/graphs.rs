@@ -125,7 +125,8 @@ impl Graphs {
     pub(super) fn finish(&mut self) -> Result<()> {
         let Some(form) = self.recording.take() else { return Ok(()) };
         let graph = self.gpu.compute.end_capture(Flags(0)).during("ending a graph")?;
-        let graph = graph.ok_or_else(|| KernelError::Device("a graph without operations".into()))?;
+        let graph =
+            graph.ok_or_else(|| KernelError::Device("a graph without operations".into()))?;
         graph.launch().during("launching a graph")?;
         self.stages.insert(form, Stage::Ready(graph));
         Ok(())

@@ -81,7 +81,11 @@ impl CudaBackend {
     pub(super) fn run_qkv(&mut self, op: QkvOp<'_, Self>) -> Result<()> {
         let (d, rows) = (op.shape.head_dim, self.step.counts.rows);
         let (q_width, kv_width) = (op.shape.heads * d, op.shape.kv_heads * d);
-        check("heads of the cache", [op.shape.kv_heads, d], [op.kv.shape.kv_heads, op.kv.shape.head_dim])?;
+        check(
+            "heads of the cache",
+            [op.shape.kv_heads, d],
+            [op.kv.shape.kv_heads, op.kv.shape.head_dim],
+        )?;
         if let Some(norm) = &op.norm {
             check("norms of q and k", [d; 2], [norm.q.len, norm.k.len])?;
         }

@@ -82,7 +82,8 @@ impl CudaBackend {
         let places = self.step.counts.places();
         let meta = |words: usize| self.work.meta.address() + 4 * words as u64;
         let rows = self.step.counts.rows;
-        let splits = if rows <= MOST_SMALL { (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS) } else { 1 };
+        let splits =
+            if rows <= MOST_SMALL { (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS) } else { 1 };
         Lora {
             tiles: meta(places.tiles),
             tile_count: meta(places.tile_count),

@@ -57,9 +57,11 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         // SAFETY: allocated by `Block::new`, freed nowhere else. The call waits for work that uses the memory.
-        let freed = self.gpu.context.bind_to_thread().and_then(|()| unsafe {
-            result::free_sync(self.address)
-        });
+        let freed = self
+            .gpu
+            .context
+            .bind_to_thread()
+            .and_then(|()| unsafe { result::free_sync(self.address) });
         self.gpu.context.record_err(freed);
     }
 }
@@ -124,7 +126,8 @@ impl Pinned {
     pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self> {
         gpu.context.bind_to_thread().during("binding the device")?;
         // SAFETY: freed once, when the value is dropped. Not write-combined: the host reads it too.
-        let start = unsafe { result::malloc_host(bytes.max(1), 0) }.during("page-locking memory")?;
+        let start =
+            unsafe { result::malloc_host(bytes.max(1), 0) }.during("page-locking memory")?;
         let start = NonNull::new(start.cast::<u8>())
             .ok_or_else(|| KernelError::Device("page-locked memory at address 0".into()))?;
         // SAFETY: the memory was allocated just above.
@@ -139,7 +142,9 @@ impl Pinned {
     /// All of it as `T`, a type of plain numbers.
     pub(super) fn as_slice<T: Number>(&self) -> &[T] {
         // SAFETY: initialised by `new`; any bits are a `T`; the start is aligned for it.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes / size_of::<T>()) }
+        unsafe {
+            std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes / size_of::<T>())
+        }
     }
 
     pub(super) fn as_mut_slice<T: Number>(&mut self) -> &mut [T] {
@@ -153,9 +158,11 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: allocated by `Pinned::new`, freed nowhere else. The call waits for copies that use the memory.
-        let freed = self.gpu.context.bind_to_thread().and_then(|()| unsafe {
-            result::free_host(self.start.as_ptr().cast())
-        });
+        let freed = self
+            .gpu
+            .context
+            .bind_to_thread()
+            .and_then(|()| unsafe { result::free_host(self.start.as_ptr().cast()) });
         self.gpu.context.record_err(freed);
     }
 }

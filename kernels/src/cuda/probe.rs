@@ -35,19 +35,41 @@ impl Probe {
     }
 }
 
-/// Looks for the driver, NVRTC, cuBLASLt and device `ordinal`. The error says what is missing and what to do.
-pub fn probe(ordinal: usize) -> Result<Probe> {
-    // SAFETY: loads and unloads libraries by name; their initialisers may run in any program.
-    let (driver, nvrtc, cublas) = unsafe {
-        (
-            sys::is_culib_present(),
-            nvrtc::sys::is_culib_present(),
-            cublaslt::sys::is_culib_present(),
-        )
+/// A library that is loaded when it is first called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Library {
+    Driver,
+    Nvrtc,
+    CublasLt,
+}
+
+/// Fails unless the library is there, and says how to get it.
+pub(super) fn require(library: Library) -> Result<()> {
+    // SAFETY: loads and unloads a library by name; its initialisers may run in any program.
+    let (found, missing) = unsafe {
+        match library {
+            Library::Driver => (sys::is_culib_present(), None),
+            Library::Nvrtc => {
+                (nvrtc::sys::is_culib_present(), Some(("NVRTC", "nvidia-cuda-nvrtc")))
+            }
+            Library::CublasLt => {
+                (cublaslt::sys::is_culib_present(), Some(("cuBLASLt", "nvidia-cublas")))
+            }
+        }
     };
-    if !driver {
-        return unavailable("no NVIDIA driver: libcuda.so.1 was not found");
+    match missing {
+        _ if found => Ok(()),
+        None => unavailable("no NVIDIA driver: libcuda.so.1 was not found"),
+        Some((name, package)) => unavailable(format!(
+            "{name} 13 was not found: install the CUDA 13 toolkit, or run `pip install '{package}==13.*'` and add the \
+             package's lib folder (site-packages/nvidia/cu13/lib) to LD_LIBRARY_PATH"
+        )),
     }
+}
+
+/// Looks for the driver, device `ordinal`, NVRTC and cuBLASLt. The error says what is missing and what to do.
+pub fn probe(ordinal: usize) -> Result<Probe> {
+    require(Library::Driver)?;
     let version = driver_version()?;
     if version < LEAST_DRIVER {
         return unavailable(format!(
@@ -62,16 +84,8 @@ pub fn probe(ordinal: usize) -> Result<Probe> {
     if ordinal >= count {
         return unavailable(format!("no CUDA device {ordinal}: there are {count}"));
     }
-    for (found, library, package) in
-        [(nvrtc, "NVRTC", "nvidia-cuda-nvrtc"), (cublas, "cuBLASLt", "nvidia-cublas")]
-    {
-        if !found {
-            return unavailable(format!(
-                "{library} 13 was not found: install the CUDA 13 toolkit, or run `pip install '{package}==13.*'` and \
-                 add the package's lib folder (site-packages/nvidia/cu13/lib) to LD_LIBRARY_PATH"
-            ));
-        }
-    }
+    require(Library::Nvrtc)?;
+    require(Library::CublasLt)?;
     describe_device(ordinal, version)
 }
 
@@ -93,7 +107,8 @@ fn describe_device(ordinal: usize, driver: i32) -> Result<Probe> {
         ));
     }
     // SAFETY: as above.
-    let memory = unsafe { result::device::total_mem(device) }.during("reading the memory's size")?;
+    let memory =
+        unsafe { result::device::total_mem(device) }.during("reading the memory's size")?;
     let multiprocessors = read(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
     let name = format!("{name} (cuda:{ordinal})");
     Ok(Probe { name, capability, multiprocessors, memory, driver })

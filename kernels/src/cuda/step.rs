@@ -120,14 +120,15 @@ impl StepState {
         sampled: impl Fn(u32) -> Result<Option<u32>>,
     ) -> Result<()> {
         let rows = step.tokens.len();
-        check("positions and slots of a step", [rows; 2], [step.positions.len(), step.slots.len()])?;
+        check(
+            "positions and slots of a step",
+            [rows; 2],
+            [step.positions.len(), step.slots.len()],
+        )?;
         check_sequences(step)?;
         self.rows = rows;
         self.checked = None;
-        self.extremes = Extremes {
-            token: None,
-            position: step.positions.iter().copied().max(),
-        };
+        self.extremes = Extremes { token: None, position: step.positions.iter().copied().max() };
         self.tokens.clear();
         for &token in step.tokens {
             let known = match token {

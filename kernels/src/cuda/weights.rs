@@ -122,12 +122,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub(super) fn new(
-        gpu: &Arc<Gpu>,
-        kind: BufferKind,
-        rows: usize,
-        width: usize,
-    ) -> Result<Self> {
+    pub(super) fn new(gpu: &Arc<Gpu>, kind: BufferKind, rows: usize, width: usize) -> Result<Self> {
         let stride = padded(width);
         let size = match kind {
             BufferKind::Residual => size_of::<f32>(),
