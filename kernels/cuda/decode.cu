@@ -20,8 +20,7 @@ struct DecodeItem {
 
 struct DecodeArgs {
     Paged cache;
-    const DecodeItem* items;
-    const u32* item_count;
+    const DecodeItem* items;  // those past the last have no keys
     const u16* q;  // [rows, stride]
     u16* out;      // [rows, stride]
     float* sums;   // [places, heads, d_padded]: partial results, not divided
@@ -232,8 +231,8 @@ DEVICE void store_result(const DecodeArgs& args, u32 row, u32 head, u32 i, const
 template <int D>
 DEVICE void decode(const DecodeArgs& args) {
     __shared__ Shared<D> shared;
-    if (blockIdx.x >= *args.item_count) return;
     const DecodeItem item = args.items[blockIdx.x];
+    if (item.end_key == 0) return;
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, d = args.cache.d;
     const u32 first_head = blockIdx.y * args.group + blockIdx.z * COLUMNS;
     const u32 heads = min(args.group - blockIdx.z * COLUMNS, (u32)COLUMNS);

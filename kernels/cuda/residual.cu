@@ -60,8 +60,8 @@ KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false>(args); }
 KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true>(args); }
 
 // The sum with LoRA; `rms_norm` follows. Grid: columns / 128, tiles. A warp has 32 columns.
-KERNEL(128, 1) residual_expand(const ResidualArgs args) {
-    const Tile tile = tile_at<true>(args.lora, blockIdx.y);
+KERNEL(128, 4) residual_expand(const ResidualArgs args) {
+    const Tile tile = args.lora.tiles[blockIdx.y];
     const LoraSite* site = site_of(args.lora, tile);
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
@@ -69,24 +69,33 @@ KERNEL(128, 1) residual_expand(const ResidualArgs args) {
     if (column >= args.width) return;
     for (u32 from = 0; from < tile.rows; from += 16) {
         u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
-        float delta[4][4] = {};
-        if (site) expand(args.lora, site->parts[0], row, rows, column, args.width, delta);
+        uint4 y[2];
+        float4 x[2][2];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             u32 r = g + 8 * half;
             if (r >= rows || i >= args.width) continue;
             u64 at = (u64)(row + r) * args.stride + i;
-            float y[8];
-            widen8(*(const uint4*)(args.y + at), y);
+            y[half] = *(const uint4*)(args.y + at);
+            x[half][0] = *(const float4*)(args.residual + at);
+            x[half][1] = *(const float4*)(args.residual + at + 4);
+        }
+        float delta[1][4][4] = {};
+        if (site) expand<1>(args.lora, site->parts, row, rows, column, args.width, delta);
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 r = g + 8 * half;
+            if (r >= rows || i >= args.width) continue;
+            u64 at = (u64)(row + r) * args.stride + i;
+            const float(&d)[4][4] = delta[0];
 #pragma unroll
             for (u32 part = 0; part < 2; part++) {
-                float4 x = *(const float4*)(args.residual + at + 4 * part);
-                add4(x, make_float4(y[4 * part], y[4 * part + 1], y[4 * part + 2], y[4 * part + 3]));
-                if (args.bias) add4(x, *(const float4*)(args.bias + i + 4 * part));
                 u32 j = 2 * part;
-                add4(x, make_float4(delta[j][2 * half], delta[j][2 * half + 1], delta[j + 1][2 * half],
-                                    delta[j + 1][2 * half + 1]));
-                *(float4*)(args.residual + at + 4 * part) = x;
+                float4 sum = x[half][part];
+                add4(sum, widen4(part ? make_uint2(y[half].z, y[half].w) : make_uint2(y[half].x, y[half].y)));
+                if (args.bias) add4(sum, *(const float4*)(args.bias + i + 4 * part));
+                add4(sum, make_float4(d[j][2 * half], d[j][2 * half + 1], d[j + 1][2 * half], d[j + 1][2 * half + 1]));
+                *(float4*)(args.residual + at + 4 * part) = sum;
             }
         }
     }

@@ -28,7 +28,7 @@ template <u32 GROUPS>
 DEVICE void shrink_tile(const ShrinkArgs& args) {
     __shared__ float sums[8][GROUPS * 16][LORA_LANES];
     const Lora& lora = args.lora;
-    const Tile tile = tile_at<true>(lora, blockIdx.x);
+    const Tile tile = lora.tiles[blockIdx.x];
     const LoraSite* site = site_of(lora, tile);
     const u32 first_lane = blockIdx.y * LORA_LANES;
     if (!site || first_lane >= site->lanes) return;

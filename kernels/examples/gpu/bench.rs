@@ -129,6 +129,11 @@ impl Bench {
         Ok(start.elapsed().as_secs_f64())
     }
 
+    /// Seconds for one step of long prompts.
+    pub(crate) fn prefill_step(&mut self, distinct: usize) -> Result<f64> {
+        self.prefill(ROWS / LONG_PROMPT, LONG_PROMPT, distinct)
+    }
+
     /// Median milliseconds of a decode step.
     pub(crate) fn decode(&mut self, batch: usize, distinct: usize, steps: usize) -> Result<f64> {
         self.prefill(batch, PROMPT, distinct)?;
@@ -165,8 +170,8 @@ impl Bench {
         sampled: bool,
     ) -> Result<<CudaBackend as Backend>::Ticket> {
         let mut step = StepRows::default();
-        // Long prompts come in their own batch size.
-        let length = if batch == LONG_BATCH { LONG_PROMPT } else { PROMPT + DECODES };
+        let prompt = chunks.iter().map(|chunk| chunk.rows).max().unwrap_or(0);
+        let length = prompt.max(PROMPT + DECODES);
         let blocks = length / BLOCK + 1;
         for chunk in chunks {
             step.add(*chunk, blocks, sampled);

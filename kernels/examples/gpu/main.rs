@@ -1,7 +1,8 @@
 //! Times steps of Llama-3.1-8B's shape on a GPU, with random weights made there, and writes one JSON.
 //!
 //! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
-//! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, for a profiler to look at.
+//! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
+//! for a profiler to look at.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 mod bench;
@@ -32,7 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut bench = Bench::new(open(Vec::new())?)?;
             println!("{:.3} ms a step", bench.decode(batch.parse()?, adapters.parse()?, 6)?);
         }
-        _ => println!("gpu bench OUT.json | gpu profile BATCH ADAPTERS"),
+        ["prefill", adapters] => {
+            let mut bench = Bench::new(open(Vec::new())?)?;
+            println!("{:.4} s for the step", bench.prefill_step(adapters.parse()?)?);
+        }
+        _ => println!("gpu bench OUT.json | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS"),
     }
     Ok(())
 }

@@ -48,7 +48,6 @@ impl CudaBackend {
             let args = Decode {
                 cache,
                 items: self.meta(places.items),
-                item_count: self.meta(places.item_count),
                 q,
                 out,
                 sums: self.work.sums.address(),

@@ -1,7 +1,7 @@
 //! Captured steps: which forms of a step have a graph, and the one that is being recorded.
 //!
-//! A form runs as issued once, so that whatever a library sets up at first use is there; the second time it is recorded
-//! and run from the graph, and from then on replayed.
+//! A form runs as issued once, padded like its graph, so that whatever a library sets up at first use is there: that must
+//! not happen while a graph is recorded. The second time it is recorded and run from the graph, from then on replayed.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
@@ -53,6 +53,8 @@ impl Form {
 pub(super) enum Start {
     /// The operations run as they are issued.
     Plain,
+    /// So they do, padded.
+    Warm(Form),
     /// They are recorded.
     Record(Form),
     /// They are there already.
@@ -106,7 +108,7 @@ impl Graphs {
         match self.stages.get(&form) {
             None => {
                 self.stages.insert(form, Stage::Seen);
-                Start::Plain
+                Start::Warm(form)
             }
             Some(Stage::Seen) => Start::Record(form),
             Some(Stage::Ready(_)) => Start::Replay(form),

@@ -7,7 +7,6 @@ use super::gpu::KernelArgs;
 #[repr(C)]
 pub(super) struct Lora {
     pub(super) tiles: u64,
-    pub(super) tile_count: u64,
     pub(super) h: u64,
     pub(super) split_stride: u64,
     pub(super) lane_stride: u32,
@@ -116,7 +115,6 @@ pub(super) struct Paged {
 pub(super) struct Decode {
     pub(super) cache: Paged,
     pub(super) items: u64,
-    pub(super) item_count: u64,
     pub(super) q: u64,
     pub(super) out: u64,
     pub(super) sums: u64,
@@ -161,6 +159,8 @@ pub(super) struct Pick {
     pub(super) tasks: u64,
     pub(super) out: u64,
     pub(super) sampled: u64,
+    pub(super) parts: u64,
+    pub(super) arrived: u64,
     pub(super) stride: u32,
     pub(super) vocabulary: u32,
 }
@@ -189,13 +189,13 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 104,
-    Qkv: 160,
-    Gated: 88,
-    Shrink: 72,
-    Decode: 112,
+    Residual: 96,
+    Qkv: 152,
+    Gated: 80,
+    Shrink: 64,
+    Decode: 104,
     Prefill: 80,
     Gather: 32,
-    Pick: 40,
+    Pick: 56,
     Random: 40,
 }

@@ -18,8 +18,10 @@ const EXPAND_COLUMNS: usize = 128;
 const GATED_COLUMNS: usize = 2048;
 /// Most columns of a norm: what 1024 threads keep in registers.
 const NORM_COLUMNS: usize = 16 * 1024;
-/// Rows of a block of `qkv` without LoRA.
-const QKV_ROWS: usize = 16;
+/// Rows from which on a norm's blocks are small.
+const MANY_ROWS: usize = 512;
+/// Rows of a block of `qkv`.
+const QKV_ROWS: usize = 4;
 
 impl CudaBackend {
     pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
@@ -185,7 +187,8 @@ impl CudaBackend {
     }
 }
 
-/// A block a row, with as many threads as it has groups of four columns.
+/// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as many
+/// as it can keep, so that more rows fit on the device.
 fn norm_shape(residual: &Buffer, rows: usize) -> Result<Shape> {
     if residual.stride > NORM_COLUMNS {
         return Err(KernelError::Unsupported(format!(
@@ -193,6 +196,7 @@ fn norm_shape(residual: &Buffer, rows: usize) -> Result<Shape> {
             residual.width
         )));
     }
-    let threads = (residual.stride / 4).next_multiple_of(32).clamp(128, 1024);
+    let columns = if rows <= MANY_ROWS { 4 } else { 16 };
+    let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
     Ok(Shape::new([rows, 1, 1], threads))
 }

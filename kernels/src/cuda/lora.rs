@@ -86,7 +86,6 @@ impl CudaBackend {
             if rows <= MOST_SMALL { (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS) } else { 1 };
         Lora {
             tiles: meta(places.tiles),
-            tile_count: meta(places.tile_count),
             h: self.work.shrunk.address(),
             split_stride: (rows * self.work.lanes) as u64,
             lane_stride: self.work.lanes as u32,

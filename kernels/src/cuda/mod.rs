@@ -30,6 +30,8 @@ mod results;
 mod sample;
 mod staging;
 mod step;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::PathBuf;
@@ -225,17 +227,15 @@ impl CudaBackend {
         if let Start::Replay(_) = start {
             self.check_limits()?;
         }
-        let rows = match start {
-            Start::Plain => self.step.rows,
-            Start::Record(form) | Start::Replay(form) => {
-                self.step.lanes = form.lanes();
-                form.rows()
-            }
-        };
-        self.send_meta(rows)?;
+        let mut rows = self.step.rows;
+        if let Start::Warm(form) | Start::Record(form) | Start::Replay(form) = start {
+            self.step.lanes = form.lanes();
+            rows = form.rows();
+        }
+        self.send_meta(rows, start != Start::Plain)?;
         self.counters.steps += 1;
         match start {
-            Start::Plain => Ok(StepMode::Issue),
+            Start::Plain | Start::Warm(_) => Ok(StepMode::Issue),
             Start::Record(form) => {
                 self.graphs.record(form)?;
                 Ok(StepMode::Issue)
@@ -250,9 +250,9 @@ impl CudaBackend {
         }
     }
 
-    fn send_meta(&mut self, rows: usize) -> Result<()> {
+    fn send_meta(&mut self, rows: usize, room: bool) -> Result<()> {
         let split = self.split();
-        let words = self.step.lay_out(rows, split)?;
+        let words = self.step.lay_out(rows, split, room);
         let room = words.len().next_power_of_two().max(FIRST_META);
         if self.work.meta.reserve(&self.gpu, 4 * room, "a step's metadata")? {
             self.graphs.forget()?;

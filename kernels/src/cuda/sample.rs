@@ -24,8 +24,11 @@ use crate::sampling::SamplingScratch;
 const LOGIT_ROWS: usize = 256;
 /// Sample rows that there is room for from the start, so that captured steps keep their addresses.
 const FIRST_ROOM: usize = 4096;
-/// Words of `Picked` in `sample.cu`.
+/// Words of `Picked` and of `Part` in `sample.cu`.
 const PICKED_WORDS: usize = 4;
+/// Logits of one block, and most blocks of a row.
+const PART_LOGITS: usize = 4096;
+const PARTS: usize = 32;
 
 /// A step under way.
 #[derive(Debug)]
@@ -41,6 +44,9 @@ pub(super) struct Sampler {
     gathered: Workspace,
     logits: Workspace,
     picked: Workspace,
+    /// What blocks found in their parts of the vocabulary, and how many blocks of a row have.
+    parts: Workspace,
+    arrived: Workspace,
     /// Tokens of the last step by sample row.
     sampled: Workspace,
     words: Vec<u32>,
@@ -202,15 +208,20 @@ impl CudaBackend {
         let sampler = &mut self.sampler;
         let stride = padded(head.outputs);
         let picked = sampler.picked.address() + (4 * PICKED_WORDS * first) as u64;
+        let parts = head.outputs.div_ceil(PART_LOGITS).clamp(1, PARTS);
+        sampler.parts.reserve(&self.gpu, LOGIT_ROWS * PARTS * PICKED_WORDS * 4, "sampling")?;
+        sampler.arrived.reserve(&self.gpu, LOGIT_ROWS * 4, "sampling")?;
         let args = Pick {
             logits: sampler.logits.address(),
             tasks: sampler.wanted.address() + 4 * (results.len() + first) as u64,
             out: picked,
             sampled: sampler.sampled.address() + 4 * first as u64,
+            parts: sampler.parts.address(),
+            arrived: sampler.arrived.address(),
             stride: stride as u32,
             vocabulary: head.outputs as u32,
         };
-        let shape = Shape::new([count, 1, 1], 1024);
+        let shape = Shape::new([parts, count, 1], 256);
         // SAFETY: logits, tasks and outputs have room for `count` rows from `first`.
         unsafe { self.gpu.launch(&self.kernels.pick, &self.gpu.compute, shape, &args)? };
         let to = results.picked_words(first, count);

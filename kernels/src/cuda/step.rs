@@ -19,8 +19,9 @@ pub(super) const MOST_SMALL: usize = 512;
 const NO_SLOT: u32 = u32::MAX;
 /// Marks a token that the step before drew.
 const SAMPLED: u32 = 1 << 31;
-/// Keys of one decode item are a multiple of this: what four warps take at once, twice.
-const ITEM_KEYS: usize = 128;
+/// Keys of one decode item are a multiple of this: what four warps take at once, four times. Combining items takes about as
+/// long as reading as many keys.
+const ITEM_KEYS: usize = 256;
 /// Words of `DecodeItem` in `decode.cu`.
 const ITEM_WORDS: usize = 8;
 /// Words of `Tile` in `lora.cuh`.
@@ -43,10 +44,6 @@ pub(super) struct Places {
     pub(super) tokens: usize,
     pub(super) positions: usize,
     pub(super) slots: usize,
-    /// One word: how many tiles there are.
-    pub(super) tile_count: usize,
-    /// One word: how many items there are.
-    pub(super) item_count: usize,
     pub(super) tiles: usize,
     pub(super) items: usize,
     pub(super) block_tables: usize,
@@ -55,14 +52,12 @@ pub(super) struct Places {
 impl Counts {
     pub(super) const fn places(&self) -> Places {
         // Tiles hold addresses and items are read as vectors: both start at a multiple of 16 bytes.
-        let head = (3 * self.rows + 2).next_multiple_of(4);
+        let head = (3 * self.rows).next_multiple_of(4);
         let items = head + self.tiles * TILE_WORDS;
         Places {
             tokens: 0,
             positions: self.rows,
             slots: 2 * self.rows,
-            tile_count: 3 * self.rows,
-            item_count: 3 * self.rows + 1,
             tiles: head,
             items,
             block_tables: items + self.items * ITEM_WORDS,
@@ -106,6 +101,8 @@ pub(super) struct StepState {
     positions: Vec<u32>,
     slots: Vec<u32>,
     block_tables: Vec<u32>,
+    tiles: Vec<[u32; TILE_WORDS]>,
+    items: Vec<[u32; ITEM_WORDS]>,
     words: Vec<u32>,
     /// The cache that slots and blocks were checked against.
     checked: Option<KvShape>,
@@ -184,12 +181,17 @@ impl StepState {
         if self.counts.rows <= MOST_SMALL { SMALL_TILE } else { LARGE_TILE }
     }
 
-    /// Lays everything out for `rows` rows; `split` is how many items attention had better have.
-    pub(super) fn lay_out(&mut self, rows: usize, split: usize) -> Result<&[u32]> {
-        let tiles = if self.has_lora() { rows } else { 0 };
-        self.counts = Counts { rows, tiles, items: rows + split };
+    /// Lays everything out for `rows` rows; `split` is how many items attention had better have. With `room` there are as
+    /// many tiles and items as any step of so many rows may need.
+    pub(super) fn lay_out(&mut self, rows: usize, split: usize, room: bool) -> &[u32] {
+        self.counts.rows = rows;
+        self.cut_tiles();
+        self.cut_items(split);
+        self.counts.tiles = if room && self.has_lora() { rows } else { self.tiles.len() };
+        self.counts.items = if room { rows + split } else { self.items.len() };
         let places = self.counts.places();
         self.words.clear();
+        // Tiles and items past the last are zeros.
         self.words.resize(places.block_tables, 0);
         let filled = [
             (places.tokens, &self.tokens, 0),
@@ -201,50 +203,46 @@ impl StepState {
             part[..values.len()].copy_from_slice(values);
             part[values.len()..].fill(rest);
         }
-        if tiles > 0 {
-            self.cut_tiles(places);
-        }
-        self.cut_items(places, split);
+        copy(&mut self.words[places.tiles..], self.tiles.as_flattened());
+        copy(&mut self.words[places.items..], self.items.as_flattened());
         self.words.extend_from_slice(&self.block_tables);
-        Ok(&self.words)
+        &self.words
     }
 
-    /// Tiles over all rows: those of segments with their adapter's table, the others without.
-    fn cut_tiles(&mut self, places: Places) {
+    /// Tiles over all rows: those of segments with their adapter's table, the others without. None without LoRA.
+    fn cut_tiles(&mut self) {
+        self.tiles.clear();
+        if !self.has_lora() {
+            return;
+        }
         let most = self.tile_rows();
-        let mut count = 0;
-        let mut add = |words: &mut [u32], table: u64, first: usize, rows: usize| {
+        let mut add = |table: u64, first: usize, rows: usize| {
             for from in (first..first + rows).step_by(most) {
-                let at = places.tiles + count * TILE_WORDS;
                 let rows = most.min(first + rows - from);
-                let tile = [table as u32, (table >> 32) as u32, from as u32, rows as u32];
-                words[at..at + TILE_WORDS].copy_from_slice(&tile);
-                count += 1;
+                self.tiles.push([table as u32, (table >> 32) as u32, from as u32, rows as u32]);
             }
         };
         let mut row = 0;
         for segment in &self.lora {
-            add(&mut self.words, 0, row, segment.first - row);
-            add(&mut self.words, segment.adapter.table(), segment.first, segment.rows);
+            add(0, row, segment.first - row);
+            add(segment.adapter.table(), segment.first, segment.rows);
             row = segment.first + segment.rows;
         }
-        add(&mut self.words, 0, row, self.rows - row);
-        self.words[places.tile_count] = count as u32;
+        add(0, row, self.rows - row);
     }
 
     /// Cuts the keys of sequences with one row into items of about the same length.
-    fn cut_items(&mut self, places: Places, split: usize) {
+    fn cut_items(&mut self, split: usize) {
+        self.items.clear();
         let singles = || self.sequences.iter().filter(|sequence| sequence.rows == 1);
         let keys: usize = singles().map(|sequence| sequence.context as usize + 1).sum();
         let length = keys.div_ceil(split.max(1)).next_multiple_of(ITEM_KEYS);
-        let (mut count, mut place) = (0, 0);
         for sequence in singles() {
             let end = sequence.context as usize + 1;
-            let items = end.div_ceil(length);
+            let (items, place) = (end.div_ceil(length), self.items.len() as u32);
             for item in 0..items {
-                let at = places.items + count * ITEM_WORDS;
                 let keys = [item * length, end.min((item + 1) * length)].map(|key| key as u32);
-                let words = [
+                self.items.push([
                     sequence.first_row,
                     sequence.context,
                     sequence.first_block,
@@ -252,14 +250,10 @@ impl StepState {
                     keys[1],
                     item as u32,
                     items as u32,
-                    place as u32,
-                ];
-                self.words[at..at + ITEM_WORDS].copy_from_slice(&words);
-                count += 1;
+                    place,
+                ]);
             }
-            place += items;
         }
-        self.words[places.item_count] = count as u32;
     }
 
     /// Every slot and block of the step lies in the cache, and the slots are those of the tables.
@@ -283,6 +277,11 @@ impl StepState {
         self.checked = Some(*cache);
         Ok(())
     }
+}
+
+/// Copies to the start of `to`.
+fn copy(to: &mut [u32], from: &[u32]) {
+    to[..from.len()].copy_from_slice(from);
 }
 
 /// Makes `to` equal to `from`, keeping its memory.
