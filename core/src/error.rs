@@ -68,7 +68,7 @@ impl From<loraplex_kernels::KernelError> for Error {
         use loraplex_kernels::KernelError as K;
         let kind = match &error {
             K::OutOfMemory { .. } => ErrorKind::Exhausted,
-            K::Shape { .. } | K::Unsupported(_) => ErrorKind::InvalidRequest,
+            K::Shape { .. } | K::Unsupported(_) | K::Unavailable(_) => ErrorKind::InvalidRequest,
             K::Device(_) => ErrorKind::Internal,
         };
         Self::new(kind, error.to_string())

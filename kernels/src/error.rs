@@ -29,6 +29,9 @@ pub enum KernelError {
     /// Something that this backend does not offer.
     #[error("{0} is not supported by this backend")]
     Unsupported(String),
+    /// A device that this machine does not have, or cannot use: what is missing, and what to do.
+    #[error("{0}")]
+    Unavailable(String),
     /// The device itself failed; the engine cannot go on.
     #[error("device failure: {0}")]
     Device(String),

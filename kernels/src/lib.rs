@@ -8,6 +8,7 @@
 //! | [`sampling`] | the definition of a draw: penalties, temperature, truncation, seeded choice |
 //! | [`mod@reference`] | plain loops in f32: the definition of every operation |
 //! | [`cpu`] | the same operations in SIMD on a thread pool |
+//! | [`cuda`] | the same operations on an NVIDIA GPU |
 //!
 //! What this crate must never do: know about requests, schedulers, files or tokenizers. A backend sees one step at a
 //! time; its buffers are opaque to everyone else, so that they can live on a device.
@@ -15,6 +16,7 @@
 pub mod args;
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod reference;
 pub mod sampling;

@@ -1,0 +1,86 @@
+// out = silu(gate) * up over y = [gate, up], each [rows, ffn], with bias and LoRA.
+
+struct GatedArgs {
+    Lora lora;
+    const u16* y;       // [rows, y_stride]
+    const float* bias;  // [2 ffn] or null
+    u16* out;           // [rows, out_stride]
+    u32 y_stride;
+    u32 out_stride;
+    u32 ffn;
+    u32 unused;
+};
+
+DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
+
+// Eight columns of a row of y, gate and up.
+struct Raw {
+    uint4 gate;
+    uint4 up;
+
+    DEVICE void load(const GatedArgs& args, u32 row, u32 i, bool there) {
+        int valid = there ? (int)(args.ffn - i) : 0;
+        const u16* y = args.y + (u64)row * args.y_stride + i;
+        gate = load8_raw(y, valid);
+        up = load8_raw(y + args.ffn, valid);
+    }
+
+    // `gate_delta` and `up_delta` hold what LoRA adds.
+    DEVICE void finish(const GatedArgs& args, u32 row, u32 i, float (&gate_delta)[8], float (&up_delta)[8]) const {
+        int valid = (int)(args.ffn - i);
+        float a[8], b[8];
+        widen8(gate, a);
+        widen8(up, b);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            float bias_gate = 0.0f, bias_up = 0.0f;
+            if (args.bias && k < valid) {
+                bias_gate = args.bias[i + k];
+                bias_up = args.bias[args.ffn + i + k];
+            }
+            a[k] = silu(a[k] + bias_gate + gate_delta[k]) * (b[k] + bias_up + up_delta[k]);
+        }
+        store8(args.out + (u64)row * args.out_stride + i, valid, a);
+    }
+};
+
+// Grid: columns / 2048, rows.
+KERNEL(256, 1) gated_mlp(const GatedArgs args) {
+    u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
+    if (i >= args.ffn) return;
+    float none[8] = {};
+    Raw raw;
+    raw.load(args, blockIdx.y, i, true);
+    raw.finish(args, blockIdx.y, i, none, none);
+}
+
+// Grid: columns / 128, tiles. A warp has 32 columns.
+KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
+    const Tile tile = args.lora.tiles[blockIdx.y];
+    const LoraSite* site = site_of(args.lora, tile);
+    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
+    const u32 i = column + q * 8;
+    if (column >= args.ffn) return;
+    for (u32 from = 0; from < tile.rows; from += 16) {
+        u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
+        Raw raw[2];
+#pragma unroll
+        for (u32 half = 0; half < 2; half++)
+            raw[half].load(args, row + g + 8 * half, i, g + 8 * half < rows && i < args.ffn);
+        float delta[2][4][4] = {};
+        if (site) expand<2>(args.lora, site->parts, row, rows, column, args.ffn, delta);
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 r = g + 8 * half;
+            if (r >= rows || i >= args.ffn) continue;
+            float gate[8], up[8];
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) {
+                gate[k] = delta[0][k / 2][2 * half + k % 2];
+                up[k] = delta[1][k / 2][2 * half + k % 2];
+            }
+            raw[half].finish(args, row + r, i, gate, up);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+// Segmented LoRA: who computes what for whom, and the expand that consumers of a product fold in.
+//
+// A step's rows are cut into tiles of up to 16 (or 64) neighbouring rows with the same adapter, or with none. An adapter is
+// one block of device memory whose table of sites holds plain addresses, so a captured graph serves any adapters.
+#pragma once
+
+#define LORA_LANES 16
+
+struct LoraPart {
+    const u16* b;  // [outputs, rank rounded up to 8]
+    u32 rank;      // 0: the adapter leaves the part alone
+    u32 lane;      // its first lane among the site's
+    float scale;
+    u32 unused;
+};
+
+struct LoraSite {
+    const u16* a;  // [lanes, inputs rounded up to 8]
+    u32 lanes;     // 0: the adapter leaves the site alone
+    u32 unused;
+    LoraPart parts[3];
+};
+
+struct Tile {
+    const LoraSite* sites;  // null: no adapter
+    u32 first_row;
+    u32 rows;
+};
+
+struct Lora {
+    const Tile* tiles;  // those past the last have no rows
+    float* h;          // [splits, rows, lane_stride]: what the shrink found, scaled
+    u64 split_stride;  // elements from split to split
+    u32 lane_stride;
+    u32 splits;
+    u32 site;  // layer * 4 + site
+    u32 rows;  // of the step, in a launch without tiles
+};
+
+// What the tile's adapter does at this site, if anything.
+DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
+    if (!tile.sites) return 0;
+    const LoraSite* site = tile.sites + lora.site;
+    return site->lanes ? site : 0;
+}
+
+// Sums over the splits of `COUNT` neighbouring lanes of a row, zeros unless `valid`. Loads of four splits are under way
+// at once.
+template <int COUNT>
+DEVICE void sum_splits(const Lora& lora, u32 row, u32 lane, bool valid, float (&sum)[COUNT]) {
+    const float* h = lora.h + (u64)row * lora.lane_stride + lane;
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) sum[i] = 0.0f;
+    for (u32 first = 0; first < lora.splits; first += 4) {
+        float part[4][COUNT];
+#pragma unroll
+        for (u32 s = 0; s < 4; s++) {
+            const float* from = h + (first + s) * lora.split_stride;
+            bool there = valid && first + s < lora.splits;
+#pragma unroll
+            for (u32 i = 0; i < COUNT; i += 2) {
+                float2 pair = there ? *(const float2*)(from + i) : make_float2(0.0f, 0.0f);
+                part[s][i] = pair.x, part[s][i + 1] = pair.y;
+            }
+        }
+#pragma unroll
+        for (u32 s = 0; s < 4; s++)
+#pragma unroll
+            for (u32 i = 0; i < COUNT; i++) sum[i] += part[s][i];
+    }
+}
+
+// Sixteen ranks (or the last eight, then zeros) of B for a warp's 32 columns.
+struct FragmentsB {
+    uint2 b[4];
+
+    DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
+        const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            u32 column = first + 2 * j;
+            const u16* row = part.b + (u64)column * stride + k;
+            b[j] = make_uint2(0, 0);
+            if (column >= width || k >= stride) continue;
+            if (k + 8 < stride)
+                b[j] = __ldg((const uint2*)(row + q * 4));
+            else
+                b[j].x = __ldg((const u32*)(row + q * 2));
+        }
+    }
+};
+
+// The same ranks of h for up to 16 rows.
+struct FragmentH {
+    u32 a[4];
+
+    DEVICE void load(const Lora& lora, const LoraPart& part, u32 k, u32 row, u32 rows) {
+        const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+        a[0] = a[1] = a[2] = a[3] = 0;
+        if (k + 8 < stride) {
+            float up[4], down[4];
+            sum_splits(lora, row + g, part.lane + k + q * 4, g < rows, up);
+            a[0] = pack_bf16(up[0], up[1]), a[2] = pack_bf16(up[2], up[3]);
+            if (rows <= 8) return;
+            sum_splits(lora, row + g + 8, part.lane + k + q * 4, g + 8 < rows, down);
+            a[1] = pack_bf16(down[0], down[1]), a[3] = pack_bf16(down[2], down[3]);
+        } else if (k < stride) {
+            float up[2], down[2];
+            sum_splits(lora, row + g, part.lane + k + q * 2, g < rows, up);
+            a[0] = pack_bf16(up[0], up[1]);
+            if (rows <= 8) return;
+            sum_splits(lora, row + g + 8, part.lane + k + q * 2, g + 8 < rows, down);
+            a[1] = pack_bf16(down[0], down[1]);
+        }
+    }
+};
+
+// Adds h Bᵀ of `PARTS` neighbouring parts for `rows` (up to 16) rows from `row`, and for the warp's 32 columns from
+// `column` of each part's `width`.
+//
+// delta[p][j][e] of a lane belongs to row g and column 8 q + 2 j + e, delta[p][j][2 + e] to row g + 8: each lane holds
+// eight neighbouring columns of two rows. Loads of B, which come from far, start first.
+template <int PARTS>
+DEVICE void expand(const Lora& lora, const LoraPart* parts, u32 row, u32 rows, u32 column, u32 width,
+                   float (&delta)[PARTS][4][4]) {
+    const u32 g = threadIdx.x % 32 / 4;
+    const u32 first = column + (g / 2) * 8 + (g & 1);
+    LoraPart own[PARTS];
+    u32 most = 0;
+#pragma unroll
+    for (u32 p = 0; p < PARTS; p++) own[p] = parts[p], most = max(most, own[p].rank);
+    for (u32 k = 0; k < most; k += 16) {
+        FragmentsB b[PARTS];
+        FragmentH h[PARTS];
+#pragma unroll
+        for (u32 p = 0; p < PARTS; p++) b[p].load(own[p], k, first, width);
+#pragma unroll
+        for (u32 p = 0; p < PARTS; p++) h[p].load(lora, own[p], k, row, rows);
+#pragma unroll
+        for (u32 p = 0; p < PARTS; p++)
+#pragma unroll
+            for (u32 j = 0; j < 4; j++)
+                mma16(delta[p][j], h[p].a[0], h[p].a[1], h[p].a[2], h[p].a[3], b[p].b[j].x, b[p].b[j].y);
+    }
+}

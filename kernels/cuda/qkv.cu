@@ -1,0 +1,128 @@
+// Finishes the product [q, k, v]: bias, LoRA, norm over heads, rotation; q goes on, k and v go to the cache.
+
+#define MAX_HEAD 256
+#define NO_SLOT 0xffffffffu
+
+struct QkvArgs {
+    Lora lora;
+    const u16* y;         // [rows, y_stride]
+    const float* bias;    // [(heads + 2 kv_heads) * d] or null
+    const float* q_norm;  // [d] or null
+    const float* k_norm;  // [d] or null
+    const float* rope;    // [positions, d]: d/2 cosines, d/2 sines
+    const u32* positions;
+    const u32* slots;
+    u16* q;        // [rows, q_stride]
+    u16* k_cache;  // [blocks, kv_heads, block_size, d_padded]
+    u16* v_cache;
+    u32 y_stride;
+    u32 q_stride;
+    u32 heads;
+    u32 kv_heads;
+    u32 d;
+    u32 d_padded;
+    u32 block_size;
+    float eps;
+};
+
+// Which head of which part a block or warp makes.
+struct Head {
+    u32 part;  // q, k, v
+    u32 own;   // number among the part's heads
+
+    DEVICE Head(const QkvArgs& args, u32 head) {
+        part = head < args.heads ? 0 : head < args.heads + args.kv_heads ? 1 : 2;
+        own = part == 0 ? head : part == 1 ? head - args.heads : head - args.heads - args.kv_heads;
+    }
+
+    // Where a row of it goes; null where nothing is kept.
+    DEVICE u16* place(const QkvArgs& args, u32 row, u32 slot) const {
+        if (part == 0) return args.q + (u64)row * args.q_stride + own * args.d;
+        if (slot == NO_SLOT) return 0;
+        u64 block = slot / args.block_size, offset = slot % args.block_size;
+        u64 at = ((block * args.kv_heads + own) * args.block_size + offset) * args.d_padded;
+        return (part == 1 ? args.k_cache : args.v_cache) + at;
+    }
+};
+
+// A warp finishes a row of a head, whose element i is `at(i)`.
+template <typename At>
+DEVICE void finish_row(const QkvArgs& args, const Head& head, u32 row, u32 position, u32 slot, At at) {
+    const u32 lane = threadIdx.x % 32, half = args.d / 2;
+    u16* out = head.place(args, row, slot);
+    const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
+    float factor = 1.0f;
+    if (norm) {
+        float sum = 0.0f;
+        for (u32 i = lane; i < args.d; i += 32) sum += at(i) * at(i);
+        factor = 1.0f / sqrtf(warp_sum(sum) / (float)args.d + args.eps);
+    }
+    if (!out) return;
+    const float* angles = args.rope + (u64)position * args.d;
+    for (u32 i = lane; i < half; i += 32) {
+        float a = at(i), b = at(i + half), c = 1.0f, s = 0.0f;
+        if (head.part != 2) c = angles[i], s = angles[i + half];
+        if (norm) a *= factor * norm[i], b *= factor * norm[i + half];
+        out[i] = to_bf16(a * c - b * s);
+        out[i + half] = to_bf16(b * c + a * s);
+    }
+    // Attention reads whole groups of eight.
+    if (head.part != 0 && args.d + lane < args.d_padded) out[args.d + lane] = 0;
+}
+
+// Grid: heads + 2 kv heads, rows / 4. A warp makes a row of a head.
+KERNEL(128, 1) qkv(const QkvArgs args) {
+    const u32 row = blockIdx.y * 4 + threadIdx.x / 32, first = blockIdx.x * args.d;
+    if (row >= args.lora.rows) return;
+    const u16* y = args.y + (u64)row * args.y_stride + first;
+    const float* bias = args.bias ? args.bias + first : 0;
+    const Head head(args, blockIdx.x);
+    finish_row(args, head, row, args.positions[row], args.slots[row],
+               [=](u32 i) { return to_f32(y[i]) + (bias ? bias[i] : 0.0f); });
+}
+
+// Grid: heads + 2 kv heads, tiles. A block makes 16 rows of one head at a time, in shared memory in f32.
+KERNEL(128, 4) qkv_expand(const QkvArgs args) {
+    __shared__ float rows_of_head[16][MAX_HEAD + 4];
+    const Tile tile = args.lora.tiles[blockIdx.y];
+    const LoraSite* site = site_of(args.lora, tile);
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 d = args.d;
+    const Head head(args, blockIdx.x);
+    const u32 width = (head.part == 0 ? args.heads : args.kv_heads) * d;
+    for (u32 from = 0; from < tile.rows; from += 16) {
+        u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
+        for (u32 column = warp * 32; column < d; column += 128) {
+            const u32 i = column + q * 8;
+            uint4 y[2];
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                u32 r = g + 8 * half;
+                int valid = r < rows ? (int)d - (int)i : 0;
+                y[half] = load8_raw(args.y + (u64)(row + r) * args.y_stride + blockIdx.x * d + i, valid);
+            }
+            float delta[1][4][4] = {};
+            if (site) expand<1>(args.lora, site->parts + head.part, row, rows, head.own * d + column, width, delta);
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                u32 r = g + 8 * half;
+                if (r >= rows || i >= d) continue;
+                float v[8];
+                widen8(y[half], v);
+#pragma unroll
+                for (u32 k = 0; k < 8; k++) {
+                    if (i + k >= d) continue;
+                    float bias = args.bias ? args.bias[blockIdx.x * d + i + k] : 0.0f;
+                    rows_of_head[r][i + k] = v[k] + bias + delta[0][k / 2][2 * half + k % 2];
+                }
+            }
+        }
+        __syncthreads();
+        for (u32 r = warp; r < rows; r += 4) {
+            const float* t = rows_of_head[r];
+            finish_row(args, head, row + r, args.positions[row + r], args.slots[row + r],
+                       [=](u32 i) { return t[i]; });
+        }
+        __syncthreads();
+    }
+}

@@ -1,0 +1,43 @@
+//! Times steps of Llama-3.1-8B's shape on a GPU, with random weights made there, and writes one JSON.
+//!
+//! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
+//! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
+//! for a profiler to look at.
+#![allow(clippy::print_stdout, reason = "a program for people")]
+
+mod bench;
+mod model;
+
+use std::error::Error;
+
+use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
+
+use bench::Bench;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let open = |graph_rows: Vec<usize>| {
+        CudaBackend::new(CudaOptions {
+            device: 0,
+            kernel_cache: Some(std::env::temp_dir().join("loraplex-cubin")),
+            graph_rows,
+        })
+    };
+    match arguments[..] {
+        ["bench", out] => {
+            let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?)?;
+            std::fs::write(out, bench.run()?)?;
+        }
+        ["profile", batch, adapters] => {
+            let mut bench = Bench::new(open(Vec::new())?)?;
+            println!("{:.3} ms a step", bench.decode(batch.parse()?, adapters.parse()?, 6)?);
+        }
+        ["prefill", adapters] => {
+            let mut bench = Bench::new(open(Vec::new())?)?;
+            println!("{:.4} s for the step", bench.prefill_step(adapters.parse()?)?);
+        }
+        _ => println!("gpu bench OUT.json | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS"),
+    }
+    Ok(())
+}

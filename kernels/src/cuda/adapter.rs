@@ -1,0 +1,228 @@
+//! Adapters: packed on the host as one block, resident as one block with a table of its sites.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::CudaEvent;
+
+use super::error::{Context as _, check};
+use super::gpu::Gpu;
+use super::memory::{Block, Number, padded};
+use super::staging::Staging;
+use super::weights::write_row;
+use crate::backend::AdapterPacker;
+use crate::error::{KernelError, Result};
+use crate::weights::{
+    AlignedBytes, HostTensor, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Site,
+};
+
+/// Places for parts in a site; some stay empty.
+const PARTS: usize = 3;
+/// Places for parts in a layer.
+const LAYER_PARTS: usize = Site::ALL.len() * PARTS;
+
+/// Lays out, for each site, A as `[lanes, inputs]` and each part's B as `[outputs, rank]`, in bf16 with inputs and ranks
+/// rounded up to 8: rows start at multiples of 16 bytes, and a rank costs no more than the next multiple of 8.
+#[derive(Debug)]
+pub(super) struct Packer;
+
+impl AdapterPacker for Packer {
+    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter> {
+        let mut parts: Vec<Option<&LoraPart>> = vec![None; layers * LAYER_PARTS];
+        for part in &weights.parts {
+            check("columns of B", part.rank(), part.b.cols)?;
+            let place = part.part.site().slot(part.layer) * PARTS + part.part.index();
+            let entry = parts.get_mut(place).ok_or_else(|| KernelError::Shape {
+                what: "layer of an adapter".into(),
+                expected: format!("below {layers}"),
+                found: format!("{}", part.layer),
+            })?;
+            *entry = Some(part);
+        }
+        let count: usize = parts.iter().flatten().map(|part| elements(part)).sum();
+        let mut bytes = AlignedBytes::zeroed(count * size_of::<u16>());
+        // SAFETY: as many zero bytes as `count` numbers take, aligned to 64, with one owner.
+        let words = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), count) };
+        let mut layout = Layout { words, used: 0 };
+        let sites =
+            parts.chunks_exact(PARTS).map(|parts| layout.site(parts)).collect::<Result<_>>()?;
+        let max_rank = weights.parts.iter().map(LoraPart::rank).max().unwrap_or(0);
+        Ok(PackedAdapter { bytes, sites, max_rank })
+    }
+}
+
+/// Elements of a part, packed.
+fn elements(part: &LoraPart) -> usize {
+    padded(part.rank()) * (padded(part.a.cols) + part.b.rows)
+}
+
+/// A packed adapter that is being written.
+struct Layout<'a> {
+    words: &'a mut [u16],
+    used: usize,
+}
+
+impl Layout<'_> {
+    /// Appends the matrices of one site.
+    fn site(&mut self, parts: &[Option<&LoraPart>]) -> Result<Option<PackedSite>> {
+        let mut site = PackedSite { a: self.offset(), ..PackedSite::default() };
+        let mut inputs = None;
+        for (packed, part) in site.parts.iter_mut().zip(parts) {
+            let Some(part) = part.filter(|part| part.rank() > 0) else { continue };
+            let inputs = *inputs.get_or_insert(part.a.cols);
+            check("columns of A", inputs, part.a.cols)?;
+            *packed = PackedPart { rank: part.rank(), lane: site.lanes, scale: part.scale, b: 0 };
+            site.lanes += padded(part.rank());
+            self.append(&part.a, padded(part.rank()), padded(inputs));
+        }
+        for (packed, part) in site.parts.iter_mut().zip(parts) {
+            let Some(part) = part.filter(|part| part.rank() > 0) else { continue };
+            packed.b = self.offset();
+            self.append(&part.b, part.b.rows, padded(part.rank()));
+        }
+        Ok((site.lanes > 0).then_some(site))
+    }
+
+    /// Bytes used.
+    fn offset(&self) -> usize {
+        self.used * size_of::<u16>()
+    }
+
+    /// Appends a matrix as `[rows, stride]`, zeros below the tensor.
+    fn append(&mut self, tensor: &HostTensor, rows: usize, stride: usize) {
+        let out = &mut self.words[self.used..self.used + rows * stride];
+        for (row, out) in out.chunks_exact_mut(stride).take(tensor.rows).enumerate() {
+            write_row(tensor, row, out);
+        }
+        self.used += rows * stride;
+    }
+}
+
+/// An adapter on the device. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    resident: Arc<Resident>,
+}
+
+#[derive(Debug)]
+struct Resident {
+    /// The packed bytes, then the table of sites. `None` only while it is dropped.
+    block: Option<Block>,
+    table: u64,
+    sites: Vec<Option<PackedSite>>,
+    room: Arc<AdapterRoom>,
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        if let Some(block) = self.block.take() {
+            self.room.free.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+        }
+    }
+}
+
+/// Memory of adapters that are gone, for others of the same size: a reload in place neither allocates nor waits.
+#[derive(Debug, Default)]
+pub(super) struct AdapterRoom {
+    free: Mutex<Vec<Block>>,
+}
+
+impl AdapterRoom {
+    /// A block of that size, new or used before. Where memory is short everything that is free goes back first.
+    fn take(&self, gpu: &Arc<Gpu>, bytes: usize) -> Result<Block> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = free.iter().position(|block| block.bytes() == bytes) {
+            return Ok(free.swap_remove(index));
+        }
+        match Block::new(gpu, bytes, "an adapter") {
+            Err(KernelError::OutOfMemory { .. }) if !free.is_empty() => {
+                free.clear();
+                Block::new(gpu, bytes, "an adapter")
+            }
+            other => other,
+        }
+    }
+}
+
+/// `LoraSite` of `lora.cuh`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct SiteEntry {
+    a: u64,
+    lanes: u32,
+    unused: u32,
+    parts: [PartEntry; PARTS],
+}
+
+/// `LoraPart` of `lora.cuh`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct PartEntry {
+    b: u64,
+    rank: u32,
+    lane: u32,
+    scale: f32,
+    unused: u32,
+}
+
+// SAFETY: numbers alone, without padding.
+unsafe impl Number for SiteEntry {}
+
+impl Adapter {
+    /// Copies an adapter. `idle` is recorded on the compute stream first: the copy waits for the steps before it, which
+    /// may still read what lay there.
+    pub(super) fn upload(
+        gpu: &Arc<Gpu>,
+        (staging, room): (&mut Staging, &Arc<AdapterRoom>),
+        packed: &PackedAdapter,
+        idle: &CudaEvent,
+    ) -> Result<Self> {
+        let bytes = packed.bytes.len().next_multiple_of(64);
+        let block = room.take(gpu, bytes + packed.sites.len() * size_of::<SiteEntry>())?;
+        idle.record(&gpu.compute).during("ordering an adapter's copy")?;
+        gpu.copy.wait(idle).during("ordering an adapter's copy")?;
+        let table = block.address() + bytes as u64;
+        // SAFETY: as many bytes as the adapter holds, all written, and not changed while it is borrowed.
+        let from = unsafe { std::slice::from_raw_parts(packed.bytes.as_ptr(), packed.bytes.len()) };
+        let entries: Vec<SiteEntry> =
+            packed.sites.iter().map(|site| entry(site.as_ref(), block.address())).collect();
+        // SAFETY: the block has room for both, and the copy stream waits for its last readers.
+        unsafe {
+            staging.upload(block.address(), (from.len(), 1), |range, out: &mut [u8]| {
+                out.copy_from_slice(&from[range]);
+            })?;
+            staging.upload(table, (entries.len(), 1), |range, out: &mut [SiteEntry]| {
+                out.copy_from_slice(&entries[range]);
+            })?;
+        }
+        let sites = packed.sites.clone();
+        let resident = Resident { block: Some(block), table, sites, room: room.clone() };
+        Ok(Self { resident: Arc::new(resident) })
+    }
+
+    /// Address of the table of sites.
+    pub(super) fn table(&self) -> u64 {
+        self.resident.table
+    }
+
+    /// Indexed by [`Site::slot`].
+    pub(super) fn sites(&self) -> &[Option<PackedSite>] {
+        &self.resident.sites
+    }
+}
+
+fn entry(site: Option<&PackedSite>, base: u64) -> SiteEntry {
+    let Some(site) = site else { return SiteEntry::default() };
+    let part = |part: PackedPart| PartEntry {
+        b: base + part.b as u64,
+        rank: part.rank as u32,
+        lane: part.lane as u32,
+        scale: part.scale,
+        unused: 0,
+    };
+    SiteEntry {
+        a: base + site.a as u64,
+        lanes: site.lanes as u32,
+        unused: 0,
+        parts: site.parts.map(part),
+    }
+}

@@ -1,0 +1,132 @@
+//! Attention: rows alone by `decode.cu`, chunks of prompts by `prefill.cu`.
+
+use super::CudaBackend;
+use super::error::check;
+use super::gpu::Shape;
+use super::graphs::most_items;
+use super::kernel_args::{Decode, Paged, Prefill};
+use super::kernels::{HEAD_SIZES, prefill_shared_bytes};
+use crate::args::AttentionOp;
+use crate::backend::BufferKind::Operand;
+use crate::error::{KernelError, Result};
+
+/// Heads of a group that a block of `decode.cu` takes.
+const DECODE_HEADS: usize = 8;
+/// (Token, head) pairs that a block of `prefill.cu` takes.
+const PREFILL_PAIRS: usize = 64;
+/// Words of `PrefillTile`.
+const TILE_WORDS: usize = 8;
+
+impl CudaBackend {
+    pub(super) fn run_attention(&mut self, op: AttentionOp<'_, Self>) -> Result<()> {
+        let (rows, d) = (self.step.counts.rows, op.shape.head_dim);
+        let (heads, kv_heads) = (op.shape.heads, op.shape.kv_heads);
+        let q = op.q.of(Operand, rows, heads * d)?;
+        let out = op.out.of(Operand, rows, heads * d)?;
+        check("heads of the cache", [kv_heads, d], [op.kv.shape.kv_heads, op.kv.shape.head_dim])?;
+        check("query heads over those of the cache", 0, heads % kv_heads.max(1))?;
+        let Some(variant) = HEAD_SIZES.iter().position(|&size| d <= size) else {
+            return Err(KernelError::Unsupported(format!("a head of {d} elements (256 at most)")));
+        };
+        self.step.check_cache(&op.kv.shape)?;
+        let group = heads / kv_heads;
+        let (k, v) = op.kv.layer(op.layer)?;
+        let places = self.step.counts.places();
+        let cache = Paged {
+            k,
+            v,
+            block_tables: self.meta(places.block_tables),
+            kv_heads: kv_heads as u32,
+            block_size: op.kv.shape.block_size as u32,
+            d: d as u32,
+            d_padded: op.kv.d_padded as u32,
+        };
+        let stride = op.q.stride as u32;
+        let (scale, window) = (op.shape.scale, op.shape.window.unwrap_or(0));
+        if self.step.sequences.iter().any(|sequence| sequence.rows == 1) {
+            self.reserve_items(&op)?;
+            let args = Decode {
+                cache,
+                items: self.meta(places.items),
+                q,
+                out,
+                sums: self.work.sums.address(),
+                stats: self.work.stats.address(),
+                arrived: self.work.arrived.address(),
+                stride,
+                group: group as u32,
+                scale,
+                window,
+            };
+            let grid = [self.step.counts.items, kv_heads, group.div_ceil(DECODE_HEADS)];
+            let (kernel, shape) = (&self.kernels.decode[variant], Shape::new(grid, 128));
+            // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.
+            unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
+        }
+        let tiles = self.prefill_tiles(group)?;
+        if tiles > 0 {
+            let tiles_at = self.work.prefill.address();
+            let args = Prefill {
+                cache,
+                tiles: tiles_at,
+                q,
+                out,
+                stride,
+                group: group as u32,
+                scale,
+                window,
+            };
+            let shared = prefill_shared_bytes(HEAD_SIZES[variant]);
+            let shape = Shape { grid: [tiles, kv_heads, 1], threads: 128, shared };
+            let kernel = &self.kernels.prefill[variant];
+            // SAFETY: as above; the tiles were sent before.
+            unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
+        }
+        Ok(())
+    }
+
+    /// Room for partial results of as many items as this step, or the largest captured one, may have.
+    fn reserve_items(&mut self, op: &AttentionOp<'_, Self>) -> Result<()> {
+        let (heads, kv_heads) = (op.shape.heads, op.shape.kv_heads);
+        let items = most_items(self.step.counts, self.graphs.largest(), self.split());
+        let columns = (heads / kv_heads).div_ceil(DECODE_HEADS) * kv_heads;
+        let what = "partial results of attention";
+        let moved = [
+            self.work.sums.reserve(&self.gpu, items * heads * op.kv.d_padded * 4, what)?,
+            self.work.stats.reserve(&self.gpu, items * heads * 2 * 4, what)?,
+            self.work.arrived.reserve(&self.gpu, items * columns * 4, what)?,
+        ];
+        if moved.contains(&true) { self.graphs.forget() } else { Ok(()) }
+    }
+
+    /// Sends the tiles of sequences with several rows, once a step. Returns how many there are.
+    ///
+    /// A sequence's last tiles see the most keys, so they come first.
+    fn prefill_tiles(&mut self, group: usize) -> Result<usize> {
+        if let Some((sent, tiles)) = self.prefill
+            && sent == group
+        {
+            return Ok(tiles);
+        }
+        self.words.clear();
+        for sequence in self.step.sequences.iter().filter(|sequence| sequence.rows > 1) {
+            let tiles = (sequence.rows as usize * group).div_ceil(PREFILL_PAIRS);
+            for tile in (0..tiles).rev() {
+                let first = (tile * PREFILL_PAIRS) as u32;
+                let span =
+                    [sequence.first_row, sequence.rows, sequence.context, sequence.first_block];
+                self.words.extend(span);
+                self.words.extend([first, 0, 0, 0]);
+            }
+        }
+        let tiles = self.words.len() / TILE_WORDS;
+        self.prefill = Some((group, tiles));
+        if tiles > 0 {
+            let bytes = (self.words.len() * 4).next_power_of_two();
+            self.work.prefill.reserve(&self.gpu, bytes, "tiles of attention")?;
+            // SAFETY: reserved just above, and read on the compute stream alone.
+            unsafe { self.letters.send(self.work.prefill.address(), &self.words)? };
+        }
+        Ok(tiles)
+    }
+}

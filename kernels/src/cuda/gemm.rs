@@ -1,0 +1,214 @@
+//! Products with base weights, by cuBLASLt.
+//!
+//! Choosing an algorithm takes cuBLASLt longer than a small product, so each shape is chosen for once and kept.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result, sys};
+
+use super::error::Context as _;
+use super::gpu::Gpu;
+use super::memory::Block;
+use crate::error::Result;
+
+/// NVIDIA's advice for Hopper; more than older devices want.
+static WORKSPACE: usize = 32 << 20;
+/// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
+const MOST_PLANS: usize = 2048;
+
+/// `y = x Wᵀ`: x is `[rows, inputs]`, W `[outputs, inputs]`, y `[rows, outputs]`, all without gaps between rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Product {
+    pub(super) rows: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    /// y in f32 instead of bf16.
+    pub(super) wide: bool,
+}
+
+/// Addresses of x, W and y, each at a multiple of 256.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operands {
+    pub(super) x: u64,
+    pub(super) weight: u64,
+    pub(super) y: u64,
+}
+
+/// The library's handle, its memory, and what it chose.
+#[derive(Debug)]
+pub(super) struct Gemm {
+    gpu: Arc<Gpu>,
+    handle: sys::cublasLtHandle_t,
+    workspace: Block,
+    plans: HashMap<Product, Plan>,
+}
+
+// SAFETY: the handle and the descriptors may be used from any thread, one at a time.
+unsafe impl Send for Gemm {}
+
+impl Gemm {
+    pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        gpu.context.bind_to_thread().during("binding the device")?;
+        let workspace = Block::new(gpu, WORKSPACE, "the workspace of matrix products")?;
+        let handle = result::create_handle().during("opening cuBLASLt")?;
+        Ok(Self { gpu: gpu.clone(), handle, workspace, plans: HashMap::new() })
+    }
+
+    /// Queues a product on the compute stream.
+    ///
+    /// # Safety
+    ///
+    /// The operands have the product's shapes, and live until it has run.
+    pub(super) unsafe fn run(&mut self, product: Product, operands: Operands) -> Result<()> {
+        let what = "a matrix product";
+        if product.rows == 0 {
+            return Ok(());
+        }
+        if !self.plans.contains_key(&product) {
+            if self.plans.len() >= MOST_PLANS {
+                self.plans.clear();
+            }
+            let plan = Plan::choose(self.handle, product).during("choosing a matrix product")?;
+            self.plans.insert(product, plan);
+        }
+        let plan = &self.plans[&product];
+        let (alpha, beta) = (1.0_f32, 0.0_f32);
+        let pointer = |address: u64| address as *mut c_void;
+        // SAFETY: the descriptors describe the operands, for which the caller vouches. With beta 0 y is not read.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                pointer(operands.weight),
+                plan.weight,
+                pointer(operands.x),
+                plan.x,
+                pointer(operands.y),
+                plan.y,
+                pointer(operands.y),
+                plan.y,
+                &raw const plan.algorithm,
+                pointer(self.workspace.address()),
+                self.workspace.bytes(),
+                self.gpu.compute.cu_stream().cast(),
+            )
+        }
+        .during(what)
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: made in `new`. An error here has no consequence.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// A product as cuBLASLt wants it described: by columns, so `yᵀ = W xᵀ` with W transposed.
+#[derive(Debug)]
+struct Plan {
+    operation: sys::cublasLtMatmulDesc_t,
+    weight: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    y: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    fn choose(
+        handle: sys::cublasLtHandle_t,
+        product: Product,
+    ) -> std::result::Result<Self, result::CublasError> {
+        use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
+        let [rows, inputs, outputs] =
+            [product.rows, product.inputs, product.outputs].map(|n| n as u64);
+        let out = if product.wide { CUDA_R_32F } else { CUDA_R_16BF };
+        let layout = |dtype, rows: u64, columns: u64| {
+            result::create_matrix_layout(dtype, rows, columns, rows as i64)
+        };
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let mut plan = Self {
+            operation: result::create_matmul_desc(compute, CUDA_R_32F)?,
+            weight: layout(CUDA_R_16BF, inputs, outputs)?,
+            x: layout(CUDA_R_16BF, inputs, rows)?,
+            y: layout(out, outputs, rows)?,
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        // CUBLAS_OP_T
+        let transposed = 1_i32;
+        // SAFETY: the descriptors were made above; the attribute is the size that the library expects.
+        unsafe {
+            result::set_matmul_desc_attribute(
+                plan.operation,
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                (&raw const transposed).cast(),
+                size_of_val(&transposed),
+            )?;
+        }
+        plan.algorithm = Preference::new()?.best(handle, &plan)?;
+        Ok(plan)
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made in `choose`, used by calls that have returned. An error here has no consequence.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.operation);
+            let _ = result::destroy_matrix_layout(self.weight);
+            let _ = result::destroy_matrix_layout(self.x);
+            let _ = result::destroy_matrix_layout(self.y);
+        }
+    }
+}
+
+/// What an algorithm may use.
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new() -> std::result::Result<Self, result::CublasError> {
+        let preference = Self(result::create_matmul_pref()?);
+        // SAFETY: made just above; the attribute is a `size_t`.
+        unsafe {
+            result::set_matmul_pref_attribute(
+                preference.0,
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const WORKSPACE).cast(),
+                size_of::<usize>(),
+            )?;
+        }
+        Ok(preference)
+    }
+
+    fn best(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        plan: &Plan,
+    ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
+        // SAFETY: all of these live.
+        let found = unsafe {
+            result::get_matmul_algo_heuristic(
+                handle,
+                plan.operation,
+                plan.weight,
+                plan.x,
+                plan.y,
+                plan.y,
+                self.0,
+            )
+        }?;
+        Ok(found.algo)
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`. An error here has no consequence.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}

@@ -1,0 +1,97 @@
+//! The kernels of a device, compiled and loaded.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use cudarc::nvrtc::Ptx;
+
+use super::compile::compile_all;
+use super::error::Context as _;
+use crate::error::Result;
+
+/// Head sizes that attention is compiled for; others are padded up to the next.
+pub(super) const HEAD_SIZES: [usize; 3] = [64, 128, 256];
+
+/// Every kernel of `cuda/`.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub(super) embed: CudaFunction,
+    pub(super) rms_norm: CudaFunction,
+    pub(super) residual_norm: CudaFunction,
+    pub(super) residual_expand: CudaFunction,
+    pub(super) qkv: CudaFunction,
+    pub(super) qkv_expand: CudaFunction,
+    pub(super) gated_mlp: CudaFunction,
+    pub(super) gated_mlp_expand: CudaFunction,
+    pub(super) shrink16: CudaFunction,
+    pub(super) shrink64: CudaFunction,
+    /// In the order of [`HEAD_SIZES`].
+    pub(super) decode: [CudaFunction; 3],
+    /// In the order of [`HEAD_SIZES`].
+    pub(super) prefill: [CudaFunction; 3],
+    pub(super) gather: CudaFunction,
+    pub(super) pick: CudaFunction,
+    pub(super) random_fill: CudaFunction,
+}
+
+impl Kernels {
+    /// Compiles for `arch`, or takes what the folder `cache` holds.
+    pub(super) fn load(
+        context: &Arc<CudaContext>,
+        arch: &str,
+        cache: Option<&Path>,
+    ) -> Result<Self> {
+        let mut modules = HashMap::new();
+        for compiled in compile_all(arch, cache)? {
+            let module = context
+                .load_module(Ptx::from_binary(compiled.cubin))
+                .during(&format!("loading {}", compiled.name))?;
+            modules.insert(compiled.name, module);
+        }
+        let find = |source: &str, kernel: &str| find(&modules, source, kernel);
+        let prefill = |d: usize| {
+            let kernel = find("prefill.cu", &format!("prefill{d}"))?;
+            let shared = prefill_shared_bytes(d) as i32;
+            kernel
+                .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+                .during("taking shared memory for prefill")?;
+            Ok(kernel)
+        };
+        let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
+        let [small, medium, large] = HEAD_SIZES;
+        Ok(Self {
+            embed: find("embed.cu", "embed")?,
+            rms_norm: find("residual.cu", "rms_norm")?,
+            residual_norm: find("residual.cu", "residual_norm")?,
+            residual_expand: find("residual.cu", "residual_expand")?,
+            qkv: find("qkv.cu", "qkv")?,
+            qkv_expand: find("qkv.cu", "qkv_expand")?,
+            gated_mlp: find("gated_mlp.cu", "gated_mlp")?,
+            gated_mlp_expand: find("gated_mlp.cu", "gated_mlp_expand")?,
+            shrink16: find("shrink.cu", "shrink16")?,
+            shrink64: find("shrink.cu", "shrink64")?,
+            decode: [decode(small)?, decode(medium)?, decode(large)?],
+            prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
+            gather: find("sample.cu", "gather")?,
+            pick: find("sample.cu", "pick")?,
+            random_fill: find("random.cu", "random_fill")?,
+        })
+    }
+}
+
+/// What `Tiles` in `prefill.cu` takes: 64 rows of q, and as many keys of K and of V as a step of its loop has.
+pub(super) const fn prefill_shared_bytes(d: usize) -> usize {
+    let keys = if d > 128 { 32 } else { 64 };
+    (64 + 2 * keys) * (d + 8) * 2
+}
+
+fn find(
+    modules: &HashMap<&str, Arc<CudaModule>>,
+    source: &str,
+    kernel: &str,
+) -> Result<CudaFunction> {
+    modules[source].load_function(kernel).during(&format!("looking for {kernel} in {source}"))
+}

@@ -1,0 +1,202 @@
+//! The operations of a layer but attention.
+
+use super::CudaBackend;
+use super::error::{check, check_below};
+use super::gpu::Shape;
+use super::kernel_args::{Embed, Gated, Lora, Qkv, Residual};
+use super::lora::Place;
+use super::memory::padded;
+use super::weights::{Buffer, Linear, Vector};
+use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
+use crate::backend::BufferKind::{Operand, Residual as ResidualKind};
+use crate::error::{KernelError, Result};
+use crate::weights::Site;
+
+/// Columns of a block of the expanding kernels.
+const EXPAND_COLUMNS: usize = 128;
+/// Columns of a block of `gated_mlp`.
+const GATED_COLUMNS: usize = 2048;
+/// Most columns of a norm: what 1024 threads keep in registers.
+const NORM_COLUMNS: usize = 16 * 1024;
+/// Rows from which on a norm's blocks are small.
+const MANY_ROWS: usize = 512;
+/// Rows of a block of `qkv`.
+const QKV_ROWS: usize = 4;
+
+impl CudaBackend {
+    pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
+        let rows = self.step.counts.rows;
+        let out = residual.of(ResidualKind, rows, table.inputs)?;
+        if let Some(token) = self.step.extremes.token {
+            check_below("row of a table", token as usize, table.outputs)?;
+        }
+        self.limits.tokens = table.outputs;
+        let args = Embed {
+            table: table.weight.address(),
+            residual: out,
+            tokens: self.meta(self.step.counts.places().tokens),
+            sampled: self.sampler.sampled(),
+            stride: padded(table.inputs) as u32,
+            residual_stride: residual.stride as u32,
+            width: table.inputs as u32,
+            vocabulary: table.outputs as u32,
+        };
+        let shape = Shape::new([rows, 1, 1], 256);
+        // SAFETY: the residual has the step's rows; tokens are checked above, drawn ones in the kernel.
+        unsafe { self.gpu.launch(&self.kernels.embed, &self.gpu.compute, shape, &args) }
+    }
+
+    pub(super) fn run_norm(
+        &self,
+        residual: &Buffer,
+        weight: &Vector,
+        eps: f32,
+        out: &Buffer,
+    ) -> Result<()> {
+        let args = self.residual_args((residual, weight, out), eps)?;
+        let shape = norm_shape(residual, self.step.counts.rows)?;
+        // SAFETY: `residual_args` has checked the shapes; y is not read.
+        unsafe { self.gpu.launch(&self.kernels.rms_norm, &self.gpu.compute, shape, &args) }
+    }
+
+    fn residual_args(
+        &self,
+        (residual, weight, out): (&Buffer, &Vector, &Buffer),
+        eps: f32,
+    ) -> Result<Residual> {
+        let (rows, width) = (self.step.counts.rows, residual.width);
+        check("norm", width, weight.len)?;
+        Ok(Residual {
+            lora: Lora::default(),
+            y: 0,
+            bias: 0,
+            residual: residual.of(ResidualKind, rows, width)?,
+            weight: weight.block.address(),
+            normed: out.of(Operand, rows, width)?,
+            stride: residual.stride as u32,
+            width: width as u32,
+            eps,
+            unused: 0,
+        })
+    }
+
+    pub(super) fn run_qkv(&mut self, op: QkvOp<'_, Self>) -> Result<()> {
+        let (d, rows) = (op.shape.head_dim, self.step.counts.rows);
+        let (q_width, kv_width) = (op.shape.heads * d, op.shape.kv_heads * d);
+        check(
+            "heads of the cache",
+            [op.shape.kv_heads, d],
+            [op.kv.shape.kv_heads, op.kv.shape.head_dim],
+        )?;
+        if let Some(norm) = &op.norm {
+            check("norms of q and k", [d; 2], [norm.q.len, norm.k.len])?;
+        }
+        self.limits.positions = op.rope.len / d.max(1);
+        if let Some(position) = self.step.extremes.position {
+            check_below("position", position as usize, self.limits.positions)?;
+        }
+        self.limits.cache = Some(op.kv.shape);
+        self.step.check_cache(&op.kv.shape)?;
+        let q = op.q.of(Operand, rows, q_width)?;
+        let x = op.x.of(Operand, rows, op.weight.inputs)?;
+        let (k_cache, v_cache) = op.kv.layer(op.layer)?;
+        let place = Place { layer: op.layer, site: Site::Qkv };
+        let queued = self.product(place, op.weight, x, &[q_width, kv_width, kv_width])?;
+        let places = self.step.counts.places();
+        let args = Qkv {
+            lora: queued.lora,
+            y: queued.y,
+            bias: op.weight.bias(),
+            q_norm: op.norm.as_ref().map_or(0, |norm| norm.q.block.address()),
+            k_norm: op.norm.as_ref().map_or(0, |norm| norm.k.block.address()),
+            rope: op.rope.block.address(),
+            positions: self.meta(places.positions),
+            slots: self.meta(places.slots),
+            q,
+            k_cache,
+            v_cache,
+            y_stride: queued.y_stride as u32,
+            q_stride: op.q.stride as u32,
+            heads: op.shape.heads as u32,
+            kv_heads: op.shape.kv_heads as u32,
+            d: d as u32,
+            d_padded: op.kv.d_padded as u32,
+            block_size: op.kv.shape.block_size as u32,
+            eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
+        };
+        let heads = op.shape.heads + 2 * op.shape.kv_heads;
+        let (kernel, tiles) = match queued.tiles {
+            0 => (&self.kernels.qkv, rows.div_ceil(QKV_ROWS)),
+            tiles => (&self.kernels.qkv_expand, tiles),
+        };
+        let shape = Shape::new([heads, tiles, 1], 128);
+        // SAFETY: shapes, positions and slots are checked above; y is what was queued.
+        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
+    }
+
+    pub(super) fn run_project(&mut self, op: ProjectOp<'_, Self>) -> Result<()> {
+        let (rows, width) = (self.step.counts.rows, op.residual.width);
+        let x = op.x.of(Operand, rows, op.weight.inputs)?;
+        let mut args = self.residual_args((op.residual, op.norm, op.normed), op.eps)?;
+        let place = Place { layer: op.layer, site: op.site };
+        let queued = self.product(place, op.weight, x, &[width])?;
+        args.lora = queued.lora;
+        args.y = queued.y;
+        args.bias = op.weight.bias();
+        let norm = norm_shape(op.residual, rows)?;
+        let (kernels, compute) = (&self.kernels, &self.gpu.compute);
+        // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
+        unsafe {
+            if queued.tiles == 0 {
+                return self.gpu.launch(&kernels.residual_norm, compute, norm, &args);
+            }
+            let expand = Shape::new([width.div_ceil(EXPAND_COLUMNS), queued.tiles, 1], 128);
+            self.gpu.launch(&kernels.residual_expand, compute, expand, &args)?;
+            self.gpu.launch(&kernels.rms_norm, compute, norm, &args)
+        }
+    }
+
+    pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
+        let (rows, ffn) = (self.step.counts.rows, op.out.width);
+        let x = op.x.of(Operand, rows, op.weight.inputs)?;
+        let out = op.out.of(Operand, rows, ffn)?;
+        let place = Place { layer: op.layer, site: Site::GateUp };
+        let queued = self.product(place, op.weight, x, &[ffn, ffn])?;
+        let args = Gated {
+            lora: queued.lora,
+            y: queued.y,
+            bias: op.weight.bias(),
+            out,
+            y_stride: queued.y_stride as u32,
+            out_stride: op.out.stride as u32,
+            ffn: ffn as u32,
+            unused: 0,
+        };
+        let (kernel, shape) = match queued.tiles {
+            0 => {
+                let grid = [ffn.div_ceil(GATED_COLUMNS), rows, 1];
+                (&self.kernels.gated_mlp, Shape::new(grid, 256))
+            }
+            tiles => {
+                let grid = [ffn.div_ceil(EXPAND_COLUMNS), tiles, 1];
+                (&self.kernels.gated_mlp_expand, Shape::new(grid, 128))
+            }
+        };
+        // SAFETY: shapes are checked above; y is what was queued.
+        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
+    }
+}
+
+/// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as many
+/// as it can keep, so that more rows fit on the device.
+fn norm_shape(residual: &Buffer, rows: usize) -> Result<Shape> {
+    if residual.stride > NORM_COLUMNS {
+        return Err(KernelError::Unsupported(format!(
+            "a hidden size of {} (the most is {NORM_COLUMNS})",
+            residual.width
+        )));
+    }
+    let columns = if rows <= MANY_ROWS { 4 } else { 16 };
+    let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
+    Ok(Shape::new([rows, 1, 1], threads))
+}

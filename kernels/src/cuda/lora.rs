@@ -1,0 +1,150 @@
+//! A product with its LoRA: the shrink beside it, and what its consumer needs for the expand.
+
+use super::CudaBackend;
+use super::error::check;
+use super::gemm::{Operands, Product};
+use super::gpu::Shape;
+use super::kernel_args::{Lora, Shrink};
+use super::memory::padded;
+use super::step::{LARGE_TILE, MOST_SMALL};
+use super::weights::{Linear, product_rows};
+use crate::error::Result;
+use crate::weights::Site;
+
+/// Lanes of one block of the shrink.
+const BLOCK_LANES: usize = 16;
+/// K of a split is a multiple of this: eight warps take 32 at a time.
+const CHUNK: usize = 256;
+/// K of a split where rows are few, so that enough blocks read at once.
+const FEW_ROWS_CHUNK: usize = 1024;
+/// Most splits.
+const SPLITS: usize = 8;
+/// Lanes that the workspace has at least: rank 64 on three parts.
+const LEAST_LANES: usize = 192;
+
+/// Which site of which layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) layer: usize,
+    pub(super) site: Site,
+}
+
+/// A product that was queued.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Queued {
+    /// `[rows, y_stride]` in bf16, without bias and LoRA.
+    pub(super) y: u64,
+    pub(super) y_stride: usize,
+    /// How its consumer finds the LoRA's part.
+    pub(super) lora: Lora,
+    /// Tiles of the step; 0 where no adapter changes this site.
+    pub(super) tiles: usize,
+}
+
+impl CudaBackend {
+    /// Queues `x Wᵀ`, and beside it the shrink of the adapters that change the site. x is `[rows, inputs]`.
+    pub(super) fn product(
+        &mut self,
+        place: Place,
+        weight: &Linear,
+        x: u64,
+        widths: &[usize],
+    ) -> Result<Queued> {
+        check("outputs of a linear weight", widths.iter().sum(), weight.outputs)?;
+        let rows = product_rows(self.step.counts.rows);
+        let (inputs, outputs) = (padded(weight.inputs), padded(weight.outputs));
+        let most = product_rows(self.most_rows.max(rows));
+        let y = &mut self.work.products;
+        if y.reserve(&self.gpu, most * outputs * 2, "matrix products")? {
+            self.graphs.forget()?;
+        }
+        let y = self.work.products.address();
+        let lanes = self.step.lanes[place.site as usize];
+        let mut lora = Lora { rows: self.step.counts.rows as u32, ..Lora::default() };
+        if lanes > 0 {
+            self.count(place);
+            self.reserve_lanes(lanes)?;
+            lora = self.lora(place, inputs);
+            self.gpu.fork()?;
+            self.shrink(lora, (x, inputs), lanes)?;
+        }
+        let product = Product { rows, inputs, outputs, wide: false };
+        // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
+        unsafe { self.gemm.run(product, Operands { x, weight: weight.weight.address(), y })? };
+        if lanes > 0 {
+            self.gpu.join()?;
+        }
+        let tiles = if lanes > 0 { self.step.counts.tiles } else { 0 };
+        Ok(Queued { y, y_stride: outputs, lora, tiles })
+    }
+
+    fn lora(&self, place: Place, inputs: usize) -> Lora {
+        let places = self.step.counts.places();
+        let meta = |words: usize| self.work.meta.address() + 4 * words as u64;
+        let rows = self.step.counts.rows;
+        let splits =
+            if rows <= MOST_SMALL { (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS) } else { 1 };
+        Lora {
+            tiles: meta(places.tiles),
+            h: self.work.shrunk.address(),
+            split_stride: (rows * self.work.lanes) as u64,
+            lane_stride: self.work.lanes as u32,
+            splits: splits as u32,
+            site: place.site.slot(place.layer) as u32,
+            rows: rows as u32,
+        }
+    }
+
+    /// Queues `h = scale * (x Aᵀ)` on the side stream.
+    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
+        let splits = lora.splits as usize;
+        let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
+        let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
+        let large = self.step.tile_rows() == LARGE_TILE;
+        let kernel = if large { &self.kernels.shrink64 } else { &self.kernels.shrink16 };
+        let args = Shrink {
+            lora,
+            x,
+            x_stride: inputs as u32,
+            inputs: inputs as u32,
+            chunk: chunk as u32,
+            unused: 0,
+        };
+        // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
+        // h has room for the splits (`reserve_lanes`); nothing else uses h between fork and join.
+        unsafe { self.gpu.launch(kernel, &self.gpu.side, Shape::new(grid, 256), &args) }
+    }
+
+    /// Makes room for the shrink of adapters with `lanes` lanes a site.
+    pub(super) fn reserve_lanes(&mut self, lanes: usize) -> Result<()> {
+        let lanes = lanes.max(LEAST_LANES).max(self.work.lanes).next_multiple_of(BLOCK_LANES);
+        let rows = self.most_rows.max(SPLITS * MOST_SMALL);
+        let moved = self.work.shrunk.reserve(&self.gpu, rows * lanes * 4, "LoRA's shrink")?;
+        if moved || lanes != self.work.lanes {
+            self.graphs.forget()?;
+        }
+        self.work.lanes = lanes;
+        Ok(())
+    }
+
+    /// Counts what one operation does for the step's adapters.
+    fn count(&mut self, place: Place) {
+        let slot = place.site.slot(place.layer);
+        for site in self.step.lora.iter().filter_map(|segment| segment.site(slot)) {
+            self.counters.lora_shrinks += 1;
+            let parts = site.parts.iter().filter(|part| part.rank > 0).count();
+            self.counters.lora_expands += parts as u64;
+        }
+    }
+
+    /// Counts what a replayed step does.
+    pub(super) fn count_all(&mut self) {
+        for segment in &self.step.lora {
+            for site in segment.adapter.sites().iter().flatten() {
+                self.counters.lora_shrinks += 1;
+                let parts = site.parts.iter().filter(|part| part.rank > 0).count();
+                self.counters.lora_expands += parts as u64;
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Weights, constants, activations and the cache as they lie on the device.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::error::{check, mismatch};
+use super::gpu::Gpu;
+use super::memory::{Block, padded};
+use super::staging::Staging;
+use crate::args::KvShape;
+use crate::backend::BufferKind;
+use crate::error::Result;
+use crate::weights::{HostData, HostTensor};
+
+/// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none.
+#[derive(Debug)]
+pub struct Linear {
+    pub(super) weight: Block,
+    pub(super) bias: Option<Vector>,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
+
+impl Linear {
+    pub(super) fn upload(
+        gpu: &Arc<Gpu>,
+        staging: &mut Staging,
+        parts: &[HostTensor],
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
+        let inputs = parts.first().map_or(0, |part| part.cols);
+        let outputs = parts.iter().map(|part| part.rows).sum();
+        for part in parts {
+            check("columns of a stacked weight", inputs, part.cols)?;
+        }
+        check("bias", outputs, bias.map_or(outputs, <[f32]>::len))?;
+        let (rows, stride) = (padded(outputs), padded(inputs));
+        let weight = Block::new(gpu, rows * stride * size_of::<bf16>(), "weights")?;
+        let fill = |range: Range<usize>, out: &mut [u16]| {
+            for (row, out) in range.zip(out.chunks_exact_mut(stride)) {
+                fill_row(parts, row, out);
+            }
+        };
+        // SAFETY: the block was made just above with that many elements.
+        unsafe { staging.upload(weight.address(), (rows, stride), fill)? };
+        let bias = bias.map(|bias| Vector::upload(gpu, staging, bias)).transpose()?;
+        Ok(Self { weight, bias, outputs, inputs })
+    }
+
+    /// Address of the bias, or 0.
+    pub(super) fn bias(&self) -> u64 {
+        self.bias.as_ref().map_or(0, |bias| bias.block.address())
+    }
+}
+
+/// Row `row` of the stacked parts in bf16, zeros behind it and below the last part.
+fn fill_row(parts: &[HostTensor], mut row: usize, out: &mut [u16]) {
+    let mut part = parts.iter();
+    let found = part.find(|part| {
+        let inside = row < part.rows;
+        if !inside {
+            row -= part.rows;
+        }
+        inside
+    });
+    let Some(part) = found else { return out.fill(0) };
+    write_row(part, row, out);
+}
+
+/// Row `row` of a tensor in bf16, zeros behind it.
+pub(super) fn write_row(tensor: &HostTensor, row: usize, out: &mut [u16]) {
+    let span = row * tensor.cols..(row + 1) * tensor.cols;
+    let (values, rest) = out.split_at_mut(tensor.cols);
+    match &tensor.data {
+        HostData::Bf16(from) => {
+            values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = x.to_bits());
+        }
+        HostData::F32(from) => {
+            let bits = |x: &f32| bf16::from_f32(*x).to_bits();
+            values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = bits(x));
+        }
+        HostData::F16(from) => {
+            let bits = |x: &half::f16| bf16::from_f32(x.to_f32()).to_bits();
+            values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = bits(x));
+        }
+    }
+    rest.fill(0);
+}
+
+/// Constants in f32, rounded up to 8 with zeros.
+#[derive(Debug)]
+pub struct Vector {
+    pub(super) block: Block,
+    pub(super) len: usize,
+}
+
+impl Vector {
+    pub(super) fn upload(gpu: &Arc<Gpu>, staging: &mut Staging, values: &[f32]) -> Result<Self> {
+        let len = padded(values.len());
+        let block = Block::new(gpu, len * size_of::<f32>(), "constants")?;
+        let fill = |range: Range<usize>, out: &mut [f32]| {
+            for (i, out) in range.zip(out) {
+                *out = values.get(i).copied().unwrap_or(0.0);
+            }
+        };
+        // SAFETY: the block was made just above with that many elements.
+        unsafe { staging.upload(block.address(), (len, 1), fill)? };
+        Ok(Self { block, len: values.len() })
+    }
+}
+
+/// Activations `[rows, stride]`: f32 for the residual, bf16 for operands. What lies past the width stays zero.
+#[derive(Debug)]
+pub struct Buffer {
+    pub(super) block: Block,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    kind: BufferKind,
+}
+
+impl Buffer {
+    pub(super) fn new(gpu: &Arc<Gpu>, kind: BufferKind, rows: usize, width: usize) -> Result<Self> {
+        let stride = padded(width);
+        let size = match kind {
+            BufferKind::Residual => size_of::<f32>(),
+            BufferKind::Operand => size_of::<bf16>(),
+        };
+        // A product may take a few rows more than the step has.
+        let bytes = product_rows(rows) * stride * size;
+        let block = Block::filled(gpu, bytes, 0, "activations")?;
+        Ok(Self { block, rows, width, stride, kind })
+    }
+
+    /// The address, once it is known that the buffer is of that kind and width and has as many rows as the step.
+    pub(super) fn of(&self, kind: BufferKind, rows: usize, width: usize) -> Result<u64> {
+        if self.kind != kind {
+            return Err(mismatch("kind of a buffer", kind, self.kind));
+        }
+        check("width of a buffer", width, self.width)?;
+        if rows > self.rows {
+            let expected = format!("at most {}", self.rows);
+            return Err(mismatch("rows of a step", expected, rows));
+        }
+        Ok(self.block.address())
+    }
+}
+
+/// Rows that a product runs over: a few more than asked where there are many, so that shapes repeat.
+pub(super) const fn product_rows(rows: usize) -> usize {
+    if rows <= 256 { rows } else { rows.next_multiple_of(64) }
+}
+
+/// K and V of all layers: `[layers, 2, blocks, kv_heads, block_size, d_padded]` in bf16.
+#[derive(Debug)]
+pub struct KvCache {
+    block: Block,
+    pub(super) shape: KvShape,
+    pub(super) d_padded: usize,
+}
+
+impl KvCache {
+    /// Filled with NaN, so that whoever reads what nobody wrote finds out.
+    pub(super) fn new(gpu: &Arc<Gpu>, shape: KvShape) -> Result<Self> {
+        let d_padded = padded(shape.head_dim);
+        let tokens = shape.blocks * shape.block_size;
+        let bytes = 2 * shape.layers * tokens * shape.kv_heads * d_padded * size_of::<bf16>();
+        let block = Block::filled(gpu, bytes, 0xFF, "the KV cache")?;
+        Ok(Self { block, shape, d_padded })
+    }
+
+    /// Addresses of K and V of a layer.
+    pub(super) fn layer(&self, layer: usize) -> Result<(u64, u64)> {
+        super::error::check_below("layer", layer, self.shape.layers)?;
+        let half = (self.block.bytes() / self.shape.layers / 2) as u64;
+        let k = self.block.address() + 2 * layer as u64 * half;
+        Ok((k, k + half))
+    }
+}
