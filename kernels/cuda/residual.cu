@@ -1,6 +1,6 @@
 // residual += y + bias + LoRA; normed = rms_norm(residual). Strides are multiples of 8; what lies past the width is zero.
 
-#define KEPT 4  // float4 values that a thread keeps between the passes: widths up to 16 x 1024
+#define MAX_ROW_RANK 64  // of `residual_norm_lora`
 
 struct ResidualArgs {
     Lora lora;
@@ -13,6 +13,7 @@ struct ResidualArgs {
     u32 width;
     float eps;
     u32 unused;
+    const LoraSite* const* row_sites;  // the table of each row's adapter, or null; for `residual_norm_lora`
 };
 
 DEVICE void add4(float4& x, const float4& y) { x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w; }
@@ -21,10 +22,75 @@ DEVICE float4 widen4(uint2 raw) {
     return make_float4(low_f32(raw.x), high_f32(raw.x), low_f32(raw.y), high_f32(raw.y));
 }
 
-// Grid: rows; a block holds a row in registers. Block: at least width / 16 threads.
-template <bool ADD>
+// Eight ranks of B for four neighbouring columns: a column's ranks are neighbours too.
+struct Ranks8 {
+    uint4 raw[4];
+
+    DEVICE void load(const LoraPart& part, u32 column, u32 k) {
+        const u32 stride = (part.rank + 7) & ~7u;
+        const u16* b = part.b + (u64)column * stride + k;
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) raw[c] = k < stride ? __ldg((const uint4*)(b + c * stride)) : make_uint4(0, 0, 0, 0);
+    }
+
+    DEVICE void add(const float* h, float (&sums)[4]) const {
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) {
+            float v[8];
+            widen8(raw[c], v);
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) sums[c] += v[i] * h[i];
+        }
+    }
+};
+
+// LoRA of one row, four neighbouring columns a thread and pass.
+struct RowLora {
+    const LoraPart* part;   // null: nothing to add
+    Ranks8 first[2][2];     // ranks below 16 of the first two passes' columns: they come from far, so they start early
+
+    // h is [MAX_ROW_RANK] in shared memory, rounded as the tensor cores want it elsewhere.
+    DEVICE void load(const ResidualArgs& args, float* h) {
+        const LoraSite* sites = args.row_sites[blockIdx.x];
+        const LoraSite* site = sites ? sites + args.lora.site : 0;
+        part = site && site->parts[0].rank ? site->parts : 0;
+        if (!part) return;
+#pragma unroll
+        for (u32 pass = 0; pass < 2; pass++) {
+            u32 column = (pass * blockDim.x + threadIdx.x) * 4;
+            if (column >= args.width) continue;
+            first[pass][0].load(*part, column, 0);
+            first[pass][1].load(*part, column, 8);
+        }
+        const u32 stride = (part->rank + 7) & ~7u;
+        for (u32 i = threadIdx.x; i < MAX_ROW_RANK; i += blockDim.x) {
+            float pair[2];
+            sum_splits(args.lora, blockIdx.x, (part->lane + i) & ~1u, i < stride, pair);
+            h[i] = to_f32(to_bf16(i & 1 ? pair[1] : pair[0]));
+        }
+        __syncthreads();
+    }
+
+    template <int PASS>
+    DEVICE float4 columns(const float* h, u32 column) const {
+        float sums[4] = {};
+        if (PASS < 2) first[PASS][0].add(h, sums), first[PASS][1].add(h + 8, sums);
+        for (u32 k = PASS < 2 ? 16 : 0; k < part->rank; k += 8) {
+            Ranks8 more;
+            more.load(*part, column, k);
+            more.add(h + k, sums);
+        }
+        return make_float4(sums[0], sums[1], sums[2], sums[3]);
+    }
+};
+
+// Grid: rows; a block holds a row in registers. Block: at least width / (4 KEPT) threads.
+template <bool ADD, bool LORA, int KEPT>
 DEVICE void norm_row(const ResidualArgs& args) {
     __shared__ float sums[32];
+    __shared__ float h[MAX_ROW_RANK];
+    RowLora lora;
+    if (LORA) lora.load(args, h);
     u64 row = (u64)blockIdx.x * args.stride;
     float4 kept[KEPT];
     float sum = 0.0f;
@@ -36,6 +102,8 @@ DEVICE void norm_row(const ResidualArgs& args) {
             if (ADD) {
                 add4(x, widen4(*(const uint2*)(args.y + row + i)));
                 if (args.bias) add4(x, *(const float4*)(args.bias + i));
+                if (LORA && lora.part && i < args.width)
+                    add4(x, k == 0 ? lora.columns<0>(h, i) : k == 1 ? lora.columns<1>(h, i) : lora.columns<2>(h, i));
                 *(float4*)(args.residual + row + i) = x;
             }
             kept[k] = x;
@@ -55,11 +123,14 @@ DEVICE void norm_row(const ResidualArgs& args) {
     }
 }
 
-KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false>(args); }
+KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false, false, 4>(args); }
 
-KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true>(args); }
+KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true, false, 4>(args); }
 
-// The sum with LoRA; `rms_norm` follows. Grid: columns / 128, tiles. A warp has 32 columns.
+// With LoRA, for few rows: each row's block reads its adapter's B by itself. The width is a multiple of 4.
+KERNEL(512, 1) residual_norm_lora(const ResidualArgs args) { norm_row<true, true, 4>(args); }
+
+// The sum with LoRA, for many rows; `rms_norm` follows. Grid: columns / 128, tiles. A warp has 32 columns.
 KERNEL(128, 4) residual_expand(const ResidualArgs args) {
     const Tile tile = args.lora.tiles[blockIdx.y];
     const LoraSite* site = site_of(args.lora, tile);

@@ -154,7 +154,11 @@ impl Graphs {
         if self.recording.is_some() {
             return Err(KernelError::Device("memory moved while a graph was recorded".into()));
         }
-        self.stages.clear();
+        if !self.stages.is_empty() {
+            // One of them may run.
+            self.gpu.synchronize()?;
+            self.stages.clear();
+        }
         Ok(())
     }
 }

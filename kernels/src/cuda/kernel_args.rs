@@ -43,6 +43,7 @@ pub(super) struct Residual {
     pub(super) width: u32,
     pub(super) eps: f32,
     pub(super) unused: u32,
+    pub(super) row_sites: u64,
 }
 
 /// `QkvArgs`.
@@ -189,7 +190,7 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 96,
+    Residual: 104,
     Qkv: 152,
     Gated: 80,
     Shrink: 64,

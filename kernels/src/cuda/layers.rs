@@ -6,6 +6,7 @@ use super::gpu::Shape;
 use super::kernel_args::{Embed, Gated, Lora, Qkv, Residual};
 use super::lora::Place;
 use super::memory::padded;
+use super::step::MOST_SMALL;
 use super::weights::{Buffer, Linear, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
 use crate::backend::BufferKind::{Operand, Residual as ResidualKind};
@@ -18,6 +19,9 @@ const EXPAND_COLUMNS: usize = 128;
 const GATED_COLUMNS: usize = 2048;
 /// Most columns of a norm: what 1024 threads keep in registers.
 const NORM_COLUMNS: usize = 16 * 1024;
+/// Most columns and the largest rank of `residual_norm_lora`.
+const ROW_LORA_COLUMNS: usize = 16 * 512;
+const ROW_LORA_RANK: usize = 64;
 /// Rows from which on a norm's blocks are small.
 const MANY_ROWS: usize = 512;
 /// Rows of a block of `qkv`.
@@ -77,6 +81,7 @@ impl CudaBackend {
             width: width as u32,
             eps,
             unused: 0,
+            row_sites: 0,
         })
     }
 
@@ -150,10 +155,26 @@ impl CudaBackend {
             if queued.tiles == 0 {
                 return self.gpu.launch(&kernels.residual_norm, compute, norm, &args);
             }
+            if let Some(shape) = self.row_lora_shape(op.residual, self.step.lanes[op.site as usize])
+            {
+                args.row_sites = self.meta(self.step.counts.places().row_sites);
+                return self.gpu.launch(&kernels.residual_norm_lora, compute, shape, &args);
+            }
             let expand = Shape::new([width.div_ceil(EXPAND_COLUMNS), queued.tiles, 1], 128);
             self.gpu.launch(&kernels.residual_expand, compute, expand, &args)?;
             self.gpu.launch(&kernels.rms_norm, compute, norm, &args)
         }
+    }
+
+    /// How `residual_norm_lora` runs, if it can: with few rows, narrow enough, and ranks that are not too large.
+    fn row_lora_shape(&self, residual: &Buffer, lanes: usize) -> Option<Shape> {
+        let rows = self.step.counts.rows;
+        let fits = rows <= MOST_SMALL
+            && residual.stride <= ROW_LORA_COLUMNS
+            && residual.width.is_multiple_of(4)
+            && lanes <= ROW_LORA_RANK;
+        let threads = residual.stride.div_ceil(8).next_multiple_of(32).clamp(128, 512);
+        fits.then(|| Shape::new([rows, 1, 1], threads))
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
