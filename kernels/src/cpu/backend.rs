@@ -30,7 +30,7 @@ pub struct CpuOptions {
     pub dtype: DType,
     /// Threads, the caller of the operations being one.
     pub threads: usize,
-    /// `None` takes the best that the processor has.
+    /// `None` takes [`Isa::best`].
     pub isa: Option<Isa>,
 }
 
