@@ -13,26 +13,25 @@ use super::shared::SharedMut;
 
 /// Some rows of a sequence.
 #[derive(Debug, Clone, Copy)]
-struct RowTile {
+pub(crate) struct RowTile {
     sequence: usize,
     /// Counted from the sequence's first.
     first: usize,
     rows: usize,
 }
 
-/// Calls `f` with the row tiles of a step, those of the longest part of each sequence first.
-fn row_tile(sequences: &[SequenceSpan], per_tile: usize, mut index: usize) -> Option<RowTile> {
+/// Lists the row tiles of a step, of at most `per_tile` rows.
+fn list_tiles(sequences: &[SequenceSpan], per_tile: usize, tiles: &mut Vec<RowTile>) {
+    tiles.clear();
     for (sequence, span) in sequences.iter().enumerate() {
         let rows = span.rows as usize;
-        let tiles = rows.div_ceil(per_tile);
-        if index < tiles {
-            // The last rows see the most keys; starting with them leaves the short tasks to fill the end.
-            let range = part_of(rows, tiles, tiles - 1 - index);
-            return Some(RowTile { sequence, first: range.start, rows: range.len() });
+        let count = rows.div_ceil(per_tile);
+        // The last rows see the most keys; starting with them leaves the short tasks to fill the end.
+        for index in (0..count).rev() {
+            let range = part_of(rows, count, index);
+            tiles.push(RowTile { sequence, first: range.start, rows: range.len() });
         }
-        index -= tiles;
     }
-    None
 }
 
 impl CpuBackend {
@@ -50,9 +49,8 @@ impl CpuBackend {
         let layout = self.arch.layout();
         let threads = self.pool.threads();
         let scratch = self.scratch.take(threads, scratch_bytes(&geometry, layout))?;
-        let (arch, step) = (&self.arch, &self.step);
-        let tiles =
-            step.sequences.iter().map(|s| (s.rows as usize).div_ceil(cut.rows)).sum::<usize>();
+        list_tiles(&self.step.sequences, cut.rows, &mut self.row_tiles);
+        let (arch, step, tiles) = (&self.arch, &self.step, &self.row_tiles);
         let out_stride = op.out.stride;
         let out = SharedMut::new(op.out.row_mut(0));
         let (q, kv) = (
@@ -60,8 +58,8 @@ impl CpuBackend {
             SharedMut::new(op.kv.layer(op.layer).cast_mut()),
         );
         let per_tile = op.shape.kv_heads * head_cuts;
-        self.pool.run(tiles * per_tile, |task, worker| {
-            let Some(tile) = row_tile(&step.sequences, cut.rows, task / per_tile) else { return };
+        self.pool.run(tiles.len() * per_tile, |task, worker| {
+            let tile = tiles[task / per_tile];
             let sequence = &step.sequences[tile.sequence];
             let kv_head = task % per_tile / head_cuts;
             let first_head = kv_head * group + task % head_cuts * cut.heads;

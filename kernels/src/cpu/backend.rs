@@ -10,6 +10,7 @@ use crate::error::{KernelError, Result};
 use crate::weights::{DType, HostTensor, PackedAdapter};
 
 use super::adapter::{CpuAdapter, Packer};
+use super::attend::RowTile;
 use super::buffer::CpuBuffer;
 use super::isa::{Arch, Isa};
 use super::kv::CpuKvCache;
@@ -29,7 +30,7 @@ pub struct CpuOptions {
     pub dtype: DType,
     /// Threads, the caller of the operations being one.
     pub threads: usize,
-    /// `None` takes the best that the processor has.
+    /// `None` takes [`Isa::best`].
     pub isa: Option<Isa>,
 }
 
@@ -43,6 +44,8 @@ pub struct CpuBackend {
     pub(crate) lora: StepLora,
     pub(crate) scratch: Scratch,
     pub(crate) sampling: Sampling,
+    /// Of the attention at hand.
+    pub(crate) row_tiles: Vec<RowTile>,
     device: DeviceInfo,
     arena: Arena,
 }
@@ -105,6 +108,7 @@ impl CpuBackend {
             lora: StepLora::default(),
             scratch: Scratch::default(),
             sampling: Sampling::default(),
+            row_tiles: Vec::new(),
             device: DeviceInfo { name, dtype: options.dtype },
             arena: Arena::default(),
         })

@@ -3,6 +3,8 @@
 //! A stream of weights is asked for a little ahead by the tile that reads it. Where a stream starts, and for what is
 //! read in pieces (adapters, whose matrices are short), nothing is ahead; so the tile before asks for it, a line a step,
 //! while it multiplies.
+//!
+//! What it must never do: follow an address. Asking for a line changes nothing, wherever it leads.
 
 use std::mem::MaybeUninit;
 
@@ -19,11 +21,6 @@ pub(crate) struct Region {
     pub(crate) start: *const u8,
     pub(crate) bytes: usize,
 }
-
-// SAFETY: an address is only a number; asking for a line changes nothing wherever it leads.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
 
 /// What a task reads later, in order.
 pub(crate) struct Regions {
@@ -86,10 +83,11 @@ impl Lines {
     /// Lines from `start` on.
     #[inline(always)]
     pub(crate) fn add(&mut self, start: *const u8, count: usize) {
-        for i in 0..count.min(MOST_LINES - self.count) {
-            self.lines[self.count].write(start.wrapping_add(i * LINE));
-            self.count += 1;
+        let count = count.min(MOST_LINES - self.count);
+        for (i, line) in self.lines[self.count..][..count].iter_mut().enumerate() {
+            line.write(start.wrapping_add(i * LINE));
         }
+        self.count += count;
     }
 
     #[inline(always)]

@@ -5,7 +5,8 @@
 //! | `backend` | [`CpuBackend`]: what it owns, and the trait |
 //! | `linear`, `attend`, `sample` | the operations: how each is cut into tasks |
 //! | `step`, `lora` | a step's metadata; its adapters' shrinks and expands |
-//! | `product`, `attention` | the two large kernels, over register tiles (`tile`) |
+//! | `product`, `shrink`, `attention` | the large kernels, over register tiles (`tile`) |
+//! | `fetch` | what to ask the memory for while they compute |
 //! | `heads`, `pointwise` | what follows a product, while it is in the cache |
 //! | `pack`, `adapter`, `kv`, `buffer` | layouts of weights, adapters, cache and activations |
 //! | `isa`, `operands`, `simd` | instruction sets and element types; the door to vector code |
@@ -37,6 +38,7 @@ pub mod probe;
 mod product;
 mod sample;
 mod shared;
+mod shrink;
 mod simd;
 mod step;
 mod tile;

@@ -3,8 +3,12 @@
 //! A panel of `n` outputs is `[steps][n][pair]`, so a sum over k reads it from front to back. Outputs that fill up the
 //! last panel, and the k that fills up the last step, are zero.
 
+use std::ops::Range;
+
+use half::{bf16, f16};
+
 use crate::error::{KernelError, Result};
-use crate::weights::HostTensor;
+use crate::weights::{HostData, HostTensor};
 
 use super::isa::{Arch, Layout, Task};
 use super::memory::{Arena, Memory};
@@ -125,19 +129,60 @@ impl Task for PackPanel<'_> {
     unsafe fn run<O: Operands>(&self) {
         // Rows are read a few cache lines at a time, so that what they write stays in the first-level cache.
         const BLOCK: usize = 64;
-        let k = self.k.next_multiple_of(O::PAIR);
-        for first in (0..k).step_by(BLOCK) {
+        for first in (0..self.k).step_by(BLOCK) {
+            let block = first..self.k.min(first + BLOCK);
             for (lane, row) in self.rows.iter().enumerate() {
-                for k in first..k.min(first + BLOCK) {
-                    let value = match row {
-                        Some(row) if k < self.k => row.tensor.at(row.row * self.k + k),
-                        _ => 0.0,
-                    };
-                    let at = (k / O::PAIR * self.rows.len() + lane) * O::PAIR + k % O::PAIR;
-                    // SAFETY: within the panel, which the caller has for this task alone.
-                    unsafe { self.to.cast::<O::W>().add(at).write(O::to_w(value)) };
+                let at = (first / O::PAIR * self.rows.len() + lane) * O::PAIR;
+                let to = self.to.cast::<O::W>().wrapping_add(at);
+                let stride = self.rows.len() * O::PAIR;
+                // SAFETY: within the panel, which the caller has for this task alone.
+                unsafe {
+                    match row {
+                        Some(row) => row.pack::<O>(block.clone(), to, stride),
+                        None => pack::<O, f32>(&[0.0; BLOCK][..block.len()], to, stride, |x| x),
+                    }
                 }
             }
+        }
+    }
+}
+
+impl SourceRow<'_> {
+    /// Packs some columns, a step every `stride` elements.
+    ///
+    /// # Safety
+    /// `to` takes as many steps as the columns make.
+    #[inline(always)]
+    unsafe fn pack<O: Operands>(&self, columns: Range<usize>, to: *mut O::W, stride: usize) {
+        let start = self.row * self.tensor.cols;
+        let span = start + columns.start..start + columns.end;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.tensor.data {
+                HostData::F32(values) => pack::<O, _>(&values[span], to, stride, |x| x),
+                HostData::Bf16(values) => pack::<O, _>(&values[span], to, stride, bf16::to_f32),
+                HostData::F16(values) => pack::<O, _>(&values[span], to, stride, f16::to_f32),
+            }
+        }
+    }
+}
+
+/// Packs neighbouring values of a lane, filling the last step up with zeros.
+///
+/// # Safety
+/// As for [`SourceRow::pack`].
+#[inline(always)]
+unsafe fn pack<O: Operands, T: Copy>(
+    values: &[T],
+    to: *mut O::W,
+    stride: usize,
+    widen: impl Fn(T) -> f32,
+) {
+    for (step, values) in values.chunks(O::PAIR).enumerate() {
+        for k in 0..O::PAIR {
+            let value = values.get(k).map_or(0.0, |&value| widen(value));
+            // SAFETY: the caller's promise.
+            unsafe { to.add(step * stride + k).write(O::to_w(value)) };
         }
     }
 }

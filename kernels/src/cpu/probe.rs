@@ -1,4 +1,6 @@
 //! What this machine can do at most, to measure the kernels against: read memory, and multiply and add.
+//!
+//! What it must never do: run beside a step, which would share the machine with it.
 
 use std::time::Instant;
 
@@ -18,6 +20,9 @@ const READ_BYTES: usize = 512 << 20;
 const READ_TASK: usize = 1 << 20;
 /// Streams of a task, as many as a decode has.
 const STREAMS: usize = 4;
+/// Bytes between asking for a cache line and reading it, as the kernels do.
+const NEAR: usize = 1 << 10;
+const FAR: usize = 8 << 10;
 /// Multiply-adds of a task, a register.
 const PEAK_STEPS: usize = 20_000;
 /// Accumulators: enough to hide the latency of a multiply-add.
@@ -87,7 +92,10 @@ impl Task for Read {
             for i in (0..stream).step_by(4 * O::S::LANES) {
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let at = j % STREAMS * stream + i + j / STREAMS * O::S::LANES;
-                    *sum = O::S::add(*sum, O::S::load(self.from.add(at)));
+                    let at = self.from.add(at);
+                    O::S::prefetch(at.wrapping_byte_add(NEAR));
+                    O::S::prefetch_far(at.wrapping_byte_add(FAR));
+                    *sum = O::S::add(*sum, O::S::load(at));
                 }
             }
             let mut total = O::S::splat(0.0);

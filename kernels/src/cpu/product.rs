@@ -285,46 +285,46 @@ impl<X> TileRows<X> {
         let row_tiles = self.rows.div_ceil(O::S::TILE / 2);
         let vectors = panels.count * 2;
         let most_rows = self.rows.div_ceil(row_tiles);
-        let mut v = 0;
-        while v < vectors {
-            let at_once = vectors_at_once::<O>(most_rows, vectors - v) & !1;
-            let mut w = [panels.w; MAX_VECTORS];
-            for (i, w) in w[..at_once].iter_mut().enumerate() {
-                let (panel, half) = ((v + i) / 2, (v + i) % 2);
-                *w = panels.w.wrapping_add(
-                    panel * panels.stride + half * lanes * O::PAIR + self.steps.start * w_stride,
-                );
-            }
-            let (mut fetches, mut fetch_count) = (std::ptr::null(), 0);
+        let x = self.x.wrapping_add(self.steps.start * O::PAIR);
+        let w = panels.w.wrapping_add(self.steps.start * w_stride);
+        let mut tile = Tile::<O> {
+            x,
+            x_stride: self.x_stride,
+            w: [w; MAX_VECTORS],
+            w_stride,
             // Panels of B are short, and asked for already.
-            let ahead = if later.is_some() { Ahead::of_stream(w_stride) } else { Ahead::by(0) };
+            ahead: if later.is_some() { Ahead::of_stream(w_stride) } else { Ahead::by(0) },
+            fetches: std::ptr::null(),
+            fetch_count: 0,
+            steps: self.steps.len(),
+            c: self.c,
+            c_stride: self.c_stride,
+            accumulate: self.accumulate || self.steps.start > 0,
+        };
+        let mut first = 0;
+        while first < vectors {
+            // Whole panels, so that each is read from front to back.
+            let at_once = vectors_at_once::<O>(most_rows, vectors - first) & !1;
+            let end = first + at_once;
+            for (i, to) in tile.w[..at_once].iter_mut().enumerate() {
+                let (panel, half) = ((first + i) / 2, (first + i) % 2);
+                *to = w.wrapping_add(panel * panels.stride + half * lanes * O::PAIR);
+            }
             if let Some(later) = &mut later
                 && row_tiles == 1
             {
-                let end = v + at_once;
                 let after = end / 2..(end + at_once).min(vectors) / 2;
-                later.prepare::<O>(self.steps.len(), panels, (end / 2, after));
-                (fetches, fetch_count) = (later.lines.as_ptr(), later.lines.len());
+                later.prepare::<O>(tile.steps, panels, (end / 2, after));
+                (tile.fetches, tile.fetch_count) = (later.lines.as_ptr(), later.lines.len());
             }
-            for tile in 0..row_tiles {
-                let rows = part_of(self.rows, row_tiles, tile);
-                let tile = Tile {
-                    x: self.x.wrapping_add(rows.start * self.x_stride + self.steps.start * O::PAIR),
-                    x_stride: self.x_stride,
-                    w,
-                    w_stride,
-                    ahead,
-                    fetches,
-                    fetch_count,
-                    steps: self.steps.len(),
-                    c: self.c.wrapping_add(rows.start * self.c_stride + v * lanes),
-                    c_stride: self.c_stride,
-                    accumulate: self.accumulate || self.steps.start > 0,
-                };
+            for index in 0..row_tiles {
+                let rows = part_of(self.rows, row_tiles, index);
+                tile.x = x.wrapping_add(rows.start * self.x_stride);
+                tile.c = self.c.wrapping_add(rows.start * self.c_stride + first * lanes);
                 // SAFETY: within what the caller promised.
                 unsafe { O::tile(&tile, rows.len(), at_once) }
             }
-            v += at_once;
+            first = end;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The register tile: the one place where products are summed.
 //!
-//! Every product of the backend (linear layers, LoRA, scores and values of attention) goes through [`tile`]. An output
+//! Every product of the backend (linear layers, LoRA, scores and values of attention) goes through [`run`] or, narrow as they
+//! are, the shrinks of single rows through [`quarters`]. An output
 //! element has one accumulator, and its sum runs over k upwards, one step at a time, whatever the number of rows and
 //! vectors of the tile; so it does not depend on them. Storing an accumulator and going on from it later changes
 //! nothing.
@@ -12,7 +13,7 @@ use super::simd::Simd;
 const ROWS_PER_POINTER: usize = 4;
 
 /// Most vectors in a tile.
-pub(crate) const MAX_VECTORS: usize = 12;
+pub(crate) const MAX_VECTORS: usize = 8;
 
 /// `c (+)= x w`, for some rows of `x` and some vectors of `w`.
 #[derive(Debug, Clone, Copy)]

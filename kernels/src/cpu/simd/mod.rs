@@ -41,7 +41,9 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// The larger one; `b` where one is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller one; `b` where one is NaN.
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the instruction set can.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
@@ -71,7 +73,8 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     const LOWEST: f32 = -87.3;
     // Cephes: the part of x that is left after taking out n ln 2 lies within ±0.347. ln 2 comes in two parts, the first
     // of which has few enough bits that its product with n is exact.
-    let clamped = S::min(S::max(x, S::splat(LOWEST)), S::splat(88.0));
+    // In this order, a NaN goes through.
+    let clamped = S::min(S::splat(88.0), S::max(S::splat(LOWEST), x));
     let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
     let r = S::fma(n, S::splat(-0.693_359_4), clamped);
     let r = S::fma(n, S::splat(2.121_944_4e-4), r);
@@ -116,4 +119,65 @@ pub(crate) unsafe fn sum_of_squares<S: Simd>(x: *const f32, n: usize) -> f32 {
         i += 1;
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Simd, exp};
+    use crate::DType;
+    use crate::cpu::isa::{Arch, Isa, Task};
+    use crate::cpu::operands::Operands;
+
+    /// `exp` of some values, a multiple of 16.
+    struct Exp<'a> {
+        x: &'a [f32],
+        y: *mut f32,
+    }
+
+    impl Task for Exp<'_> {
+        #[inline(always)]
+        unsafe fn run<O: Operands>(&self) {
+            for i in (0..self.x.len()).step_by(O::S::LANES) {
+                // SAFETY: both hold a multiple of a vector.
+                unsafe {
+                    O::S::store(self.y.add(i), exp::<O::S>(O::S::load(&raw const self.x[i])))
+                };
+            }
+        }
+    }
+
+    fn exp_of(isa: Isa, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![f32::NAN; x.len()];
+        let task = Exp { x, y: y.as_mut_ptr() };
+        // SAFETY: `y` is as long as `x`.
+        unsafe { Arch::new(isa, DType::F32).unwrap().run(&task) };
+        y
+    }
+
+    #[test]
+    fn exp_is_within_two_units_of_the_last_place() {
+        let x: Vec<f32> = (0..1 << 16).map(|i| -87.25 + i as f32 * (175.0 / 65536.0)).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for (x, y) in x.iter().zip(exp_of(isa, &x)) {
+                let exact = f64::from(*x).exp();
+                let error = (f64::from(y) - exact).abs() / exact;
+                assert!(error < 2.0 * f64::from(f32::EPSILON), "{isa:?}: exp({x}) = {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_exact_where_softmax_needs_it() {
+        let mut x = [0.0; 16];
+        x[1] = f32::NEG_INFINITY;
+        x[2] = -100.0;
+        x[3] = -1e30;
+        x[4] = f32::NAN;
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            let y = exp_of(isa, &x);
+            assert_eq!(y[..4], [1.0, 0.0, 0.0, 0.0], "{isa:?}");
+            assert!(y[4].is_nan(), "{isa:?}");
+            assert_eq!(y[5..], [1.0; 11], "{isa:?}");
+        }
+    }
 }

@@ -7,12 +7,18 @@
     reason = "every function here has one contract: the instructions of `Self::S` are there, and pointers hold what is read"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod dot;
+
 use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::simd::Simd;
-use super::tile::{self, Tile};
+use crate::cpu::simd::Simd;
+use crate::cpu::tile::Tile;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use dot::Dot;
 
 /// How to multiply and add.
 ///
@@ -46,10 +52,10 @@ pub(crate) trait Operands: Copy + 'static {
         x: Self::Broadcast,
     ) -> <Self::S as Simd>::F;
 
-    /// [`tile::run`], compiled once for each type and not inlined: it is the bulk of the code.
+    /// [`run`](crate::cpu::tile::run), compiled once for each type and not inlined: it is the bulk of the code.
     unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize);
 
-    /// [`tile::quarters`], in the same way.
+    /// [`quarters`](crate::cpu::tile::quarters), in the same way.
     unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize);
 
     fn to_x(value: f32) -> Self::X;
@@ -178,137 +184,5 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     #[inline(always)]
     fn w_to_f32(value: f32) -> f32 {
         value
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) use dot::Dot;
-
-#[cfg(target_arch = "x86_64")]
-mod dot {
-    use std::arch::x86_64::*;
-
-    use super::{Operands, Tile, bf16_bits, tile, widen};
-    use crate::cpu::simd::avx2::Avx2;
-    use crate::cpu::simd::avx512::Avx512;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    unsafe fn dot_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
-        tile::run(t, rows, vectors);
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    unsafe fn dot_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-        tile::quarters(t, vectors, rest);
-    }
-
-    /// bf16 dot products of pairs, 16 lanes.
-    #[derive(Debug, Clone, Copy)]
-    pub(crate) struct Dot;
-
-    impl Operands for Dot {
-        type S = Avx512;
-        type X = u16;
-        type W = u16;
-        type Weights = __m512bh;
-        type Broadcast = __m512bh;
-        type Half = DotHalf;
-        const PAIR: usize = 2;
-        const PARTS: usize = 1;
-
-        #[inline(always)]
-        unsafe fn weights(p: *const u16, _part: usize) -> __m512bh {
-            std::mem::transmute(_mm512_loadu_si512(p.cast()))
-        }
-
-        #[inline(always)]
-        unsafe fn broadcast(p: *const u16, _part: usize) -> __m512bh {
-            std::mem::transmute(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()))
-        }
-
-        #[inline(always)]
-        unsafe fn mac(acc: __m512, w: __m512bh, x: __m512bh) -> __m512 {
-            _mm512_dpbf16_ps(acc, w, x)
-        }
-
-        #[inline(always)]
-        unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize) {
-            dot_tile(t, rows, vectors);
-        }
-
-        #[inline(always)]
-        unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-            dot_quarters(t, vectors, rest);
-        }
-
-        #[inline(always)]
-        fn to_x(value: f32) -> u16 {
-            bf16_bits(value)
-        }
-
-        #[inline(always)]
-        fn to_w(value: f32) -> u16 {
-            bf16_bits(value)
-        }
-
-        #[inline(always)]
-        fn w_to_f32(value: u16) -> f32 {
-            widen(value)
-        }
-    }
-
-    /// bf16 dot products of pairs, 8 lanes.
-    #[derive(Debug, Clone, Copy)]
-    pub(crate) struct DotHalf;
-
-    impl Operands for DotHalf {
-        type S = Avx2;
-        type X = u16;
-        type W = u16;
-        type Weights = __m256bh;
-        type Broadcast = __m256bh;
-        type Half = Self;
-        const PAIR: usize = 2;
-        const PARTS: usize = 1;
-
-        #[inline(always)]
-        unsafe fn weights(p: *const u16, _part: usize) -> __m256bh {
-            std::mem::transmute(_mm256_loadu_si256(p.cast()))
-        }
-
-        #[inline(always)]
-        unsafe fn broadcast(p: *const u16, _part: usize) -> __m256bh {
-            std::mem::transmute(_mm256_set1_epi32(p.cast::<i32>().read_unaligned()))
-        }
-
-        #[inline(always)]
-        unsafe fn mac(acc: __m256, w: __m256bh, x: __m256bh) -> __m256 {
-            _mm256_dpbf16_ps(acc, w, x)
-        }
-
-        #[inline(always)]
-        unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize) {
-            dot_tile(t, rows, vectors);
-        }
-
-        #[inline(always)]
-        unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-            dot_quarters(t, vectors, rest);
-        }
-
-        #[inline(always)]
-        fn to_x(value: f32) -> u16 {
-            bf16_bits(value)
-        }
-
-        #[inline(always)]
-        fn to_w(value: f32) -> u16 {
-            bf16_bits(value)
-        }
-
-        #[inline(always)]
-        fn w_to_f32(value: u16) -> f32 {
-            widen(value)
-        }
     }
 }

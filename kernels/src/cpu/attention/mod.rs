@@ -5,11 +5,18 @@
 //! and what a row does with a chunk does not depend on the other rows: a chunk that a row sees nothing of leaves its
 //! sums as they are.
 
-use super::isa::{Layout, Task};
-use super::kv::Geometry;
-use super::operands::Operands;
-use super::simd::{Simd, exp};
-use super::tile::{Ahead, MAX_VECTORS, Tile, vectors_at_once};
+mod pairs;
+mod scratch;
+
+use crate::cpu::isa::Task;
+use crate::cpu::kv::Geometry;
+use crate::cpu::operands::Operands;
+use crate::cpu::simd::{Simd, exp};
+
+use pairs::Pairs;
+use scratch::{Scratch, chunk_blocks};
+
+pub(crate) use scratch::scratch_bytes;
 
 /// Keys of a chunk, where blocks are no longer: enough that what is done once a chunk does not show.
 const CHUNK: usize = 64;
@@ -56,62 +63,6 @@ pub(crate) struct Attend<'a> {
     pub(crate) window: Option<u32>,
     /// [`scratch_bytes`] of them, aligned to a cache line.
     pub(crate) scratch: *mut u8,
-}
-
-/// Blocks of a chunk.
-fn chunk_blocks(geometry: &Geometry) -> usize {
-    (CHUNK / (geometry.groups * geometry.lanes)).max(1)
-}
-
-/// Bytes of scratch that a task needs.
-pub(crate) fn scratch_bytes(geometry: &Geometry, layout: Layout) -> usize {
-    let lanes = chunk_blocks(geometry) * geometry.groups * geometry.lanes;
-    let q = geometry.steps * geometry.pair * layout.x_size;
-    let row = q + lanes * (4 + layout.x_size) + geometry.v_width * 4 + layout.lanes * 4 + 4;
-    MAX_ROWS * row + geometry.v_width * geometry.pair * layout.w_size + 8 * 64
-}
-
-/// Parts of the scratch. `m` counts pairs of row and head.
-struct Scratch<O: Operands> {
-    /// `[m, d]`
-    q: *mut O::X,
-    /// `[m, lanes]`
-    scores: *mut f32,
-    /// `[m, lanes]`
-    weights: *mut O::X,
-    /// `[m, v_width]`
-    sums: *mut f32,
-    /// Sum of weights, `[m, LANES]`.
-    total: *mut f32,
-    /// Largest score, `[m]`.
-    largest: *mut f32,
-    /// The last values of a block that ends in the middle of a pair.
-    tail: *mut O::W,
-    /// Lanes of a chunk.
-    lanes: usize,
-}
-
-impl<O: Operands> Scratch<O> {
-    #[inline(always)]
-    fn new(mut start: *mut u8, geometry: &Geometry) -> Self {
-        let mut take = |bytes: usize| {
-            let region = start;
-            start = start.wrapping_add(bytes.next_multiple_of(64));
-            region
-        };
-        let lanes = chunk_blocks(geometry) * geometry.groups * geometry.lanes;
-        let f32s = |n: usize| MAX_ROWS * n * 4;
-        Self {
-            q: take(MAX_ROWS * geometry.steps * geometry.pair * size_of::<O::X>()).cast(),
-            scores: take(f32s(lanes)).cast(),
-            weights: take(MAX_ROWS * lanes * size_of::<O::X>()).cast(),
-            sums: take(f32s(geometry.v_width)).cast(),
-            total: take(f32s(O::S::LANES)).cast(),
-            largest: take(f32s(1)).cast(),
-            tail: take(geometry.v_width * geometry.pair * size_of::<O::W>()).cast(),
-            lanes,
-        }
-    }
 }
 
 /// The keys of a chunk that the task's last row sees.
@@ -383,57 +334,3 @@ impl Attend<'_> {
 /// 0, 1, 2, …
 static LANE: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
-
-/// A product of a task's pairs of row and head.
-struct Pairs<O: Operands> {
-    x: *const O::X,
-    x_stride: usize,
-    w_stride: usize,
-    /// Elements from what is read to what is read after it.
-    ahead: usize,
-    steps: usize,
-    c: *mut f32,
-    c_stride: usize,
-    accumulate: bool,
-}
-
-impl<O: Operands> Pairs<O> {
-    /// Multiplies `rows` rows with `vectors` vectors, whose addresses `w` knows.
-    ///
-    /// # Safety
-    /// The instructions of `O` are there; the pointers hold what is read and written.
-    #[inline(always)]
-    unsafe fn run(&self, rows: usize, vectors: usize, w: impl Fn(usize) -> *const O::W) {
-        let tiles = rows.div_ceil(O::S::TILE);
-        let most = rows.div_ceil(tiles);
-        let mut vector = 0;
-        while vector < vectors {
-            let at_once = vectors_at_once::<O>(most, vectors - vector);
-            let mut pointers = [w(vector); MAX_VECTORS];
-            for (i, pointer) in pointers[..at_once].iter_mut().enumerate() {
-                *pointer = w(vector + i);
-            }
-            let mut row = 0;
-            while row < rows {
-                let count = most.min(rows - row);
-                let tile = Tile {
-                    x: self.x.wrapping_add(row * self.x_stride),
-                    x_stride: self.x_stride,
-                    w: pointers,
-                    w_stride: self.w_stride,
-                    ahead: Ahead::by(self.ahead),
-                    fetches: std::ptr::null(),
-                    fetch_count: 0,
-                    steps: self.steps,
-                    c: self.c.wrapping_add(row * self.c_stride + vector * O::S::LANES),
-                    c_stride: self.c_stride,
-                    accumulate: self.accumulate,
-                };
-                // SAFETY: the caller's promise.
-                unsafe { O::tile(&tile, count, at_once) }
-                row += count;
-            }
-            vector += at_once;
-        }
-    }
-}
