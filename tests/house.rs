@@ -12,7 +12,12 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("plugin-sdk", &[]),
     ("kernels", &[]),
     ("core", &["loraplex-plugin-sdk", "loraplex-kernels"]),
-    ("server", &["loraplex-core"]),
+    ("server", &["loraplex-core", "loraplex-hub-client"]),
+    ("resolvers/cache", &[]),
+    ("resolvers/hub-client", &[]),
+    ("resolvers/filesystem", &["loraplex-plugin-sdk"]),
+    ("resolvers/s3", &["loraplex-plugin-sdk", "loraplex-resolver-cache"]),
+    ("resolvers/hf-hub", &["loraplex-plugin-sdk", "loraplex-hub-client"]),
 ];
 
 /// Where `unsafe` may stand.

@@ -32,12 +32,14 @@ pub struct ResolveError {
     pub message: String,
     /// When to try again, where the source said so.
     pub retry_after: Option<Duration>,
+    /// A word for machines that says more than the kind: `adapter_source_gated`.
+    pub code: Option<String>,
 }
 
 impl ResolveError {
     /// An error of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: None }
+        Self { kind, message: message.into(), retry_after: None, code: None }
     }
 
     /// The source refuses: missing or insufficient credentials.
@@ -53,6 +55,12 @@ impl ResolveError {
     /// The adapter was found and cannot be used.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidRequest, message)
+    }
+
+    /// Sets the word for machines.
+    pub fn with_code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
     }
 
     /// A fault of the resolver's own.

@@ -13,6 +13,9 @@ pub struct LoraRequest {
     pub name: String,
     /// Folder with `adapter_config.json` and `adapter_model.safetensors`.
     pub path: PathBuf,
+    /// An identifier of the source's own; shown to operators, never interpreted.
+    #[serde(default)]
+    pub id: Option<u64>,
     /// The base model that the adapter was trained for, as its author wrote it.
     #[serde(default)]
     pub base_model: Option<String>,
@@ -33,6 +36,7 @@ impl LoraRequest {
         Self {
             name: name.into(),
             path: path.into(),
+            id: None,
             base_model: None,
             revision: None,
             digest: None,
@@ -43,6 +47,30 @@ impl LoraRequest {
     /// Sets the base model that the adapter was trained for.
     pub fn with_base_model(mut self, base_model: impl Into<String>) -> Self {
         self.base_model = Some(base_model.into());
+        self
+    }
+
+    /// Sets the source's own identifier.
+    pub fn with_id(mut self, id: u64) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Sets the source's own version: a commit, an ETag.
+    pub fn with_revision(mut self, revision: impl Into<String>) -> Self {
+        self.revision = Some(revision.into());
+        self
+    }
+
+    /// Sets the digest of the content.
+    pub fn with_digest(mut self, digest: impl Into<String>) -> Self {
+        self.digest = Some(digest.into());
+        self
+    }
+
+    /// Adds something that operators may want to see.
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
         self
     }
 }

@@ -75,6 +75,7 @@ impl AdapterManager {
             digest: loaded.digest,
             rank: loaded.rank,
             modules: loaded.modules,
+            policy_version: None,
             loaded_at: SystemTime::now(),
             packed: Arc::new(packed),
             request,

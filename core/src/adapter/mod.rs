@@ -27,6 +27,8 @@ pub struct Adapter {
     pub rank: usize,
     /// Adapted modules.
     pub modules: usize,
+    /// The version that a trainer gave this content; higher is newer.
+    pub policy_version: Option<u64>,
     /// When the load ended.
     pub loaded_at: SystemTime,
     /// The weights in the backend's layout.
@@ -37,5 +39,10 @@ impl Adapter {
     /// The name that requests use.
     pub fn name(&self) -> &str {
         &self.request.name
+    }
+
+    /// Bytes that its weights take, in host memory and in a device's pool.
+    pub fn bytes(&self) -> usize {
+        self.packed.bytes.len()
     }
 }

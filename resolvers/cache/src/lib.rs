@@ -1,0 +1,1 @@
+//! A folder of downloads by content digest.

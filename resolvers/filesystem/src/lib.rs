@@ -1,0 +1,1 @@
+//! Finds adapters in a folder.

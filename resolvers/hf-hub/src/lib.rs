@@ -1,0 +1,1 @@
+//! Finds adapters on the Hugging Face Hub.

@@ -1,0 +1,1 @@
+//! Finds adapters in S3 and stores like it.
