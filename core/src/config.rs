@@ -1,6 +1,7 @@
 //! What the engine can be told: plain values, checked before anything is allocated for them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use loraplex_kernels::DType;
 
@@ -120,10 +121,29 @@ pub struct LoraConfig {
     pub max_rank: usize,
     /// Adapters held in host memory at most.
     pub max_host_adapters: usize,
+    /// Bytes of host memory that adapters take at most.
+    pub host_memory: Option<usize>,
+    /// The base model's name, as resolvers are told it.
+    pub base_model: String,
+    /// How long a request waits for a resolver; the fetch itself goes on.
+    pub resolver_timeout: Duration,
+    /// How long a fetch may take, however much progress it makes.
+    pub resolver_limit: Duration,
+    /// How long a name that could not be had is not asked for again; zero asks every time.
+    pub negative_ttl: Duration,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { enabled: true, max_rank: 64, max_host_adapters: 1024 }
+        Self {
+            enabled: true,
+            max_rank: 64,
+            max_host_adapters: 1024,
+            host_memory: None,
+            base_model: String::new(),
+            resolver_timeout: Duration::from_secs(30),
+            resolver_limit: Duration::from_secs(900),
+            negative_ttl: Duration::from_secs(5),
+        }
     }
 }

@@ -19,12 +19,14 @@ pub struct Error {
     pub param: Option<&'static str>,
     /// When trying again makes sense.
     pub retry_after: Option<Duration>,
+    /// A word for machines that says more than the kind: `adapter_source_gated`.
+    pub code: Option<String>,
 }
 
 impl Error {
     /// An error of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, retry_after: None }
+        Self { kind, message: message.into(), param: None, retry_after: None, code: None }
     }
 
     /// The request or a file is wrong.
@@ -45,6 +47,14 @@ impl Error {
         }
     }
 
+    /// Later may work.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(ErrorKind::Unavailable, message)
+        }
+    }
+
     /// A fault of ours.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
@@ -60,6 +70,13 @@ impl Error {
     pub fn context(mut self, context: impl std::fmt::Display) -> Self {
         self.message = format!("{context}: {}", self.message);
         self
+    }
+}
+
+impl From<loraplex_plugin_sdk::ResolveError> for Error {
+    fn from(error: loraplex_plugin_sdk::ResolveError) -> Self {
+        let retry_after = error.retry_after;
+        Self { retry_after, code: error.code, ..Self::new(error.kind, error.message) }
     }
 }
 

@@ -25,7 +25,8 @@ async fn main() -> Result<()> {
     let mut choices = vec![None];
     for adapter in adapters {
         let (name, folder) = adapter.split_once('=').context("an adapter is NAME=FOLDER")?;
-        choices.push(Some(llm.adapters().load(LoraRequest::new(name, folder)).await?));
+        let loaded = llm.adapters().load(LoraRequest::new(name, folder)).await?;
+        choices.push(Some(loaded.adapter));
     }
 
     let prompts: Vec<_> =

@@ -11,6 +11,8 @@ pub enum ErrorKind {
     NotFound,
     /// The caller, or the server's own credentials, may not have it.
     PermissionDenied,
+    /// The state is not the one that the caller expects.
+    Conflict,
     /// A queue or a memory limit is full; later may work.
     Exhausted,
     /// A source or the engine cannot be reached; later may work.
@@ -50,6 +52,12 @@ impl ResolveError {
     /// The source cannot be reached now.
     pub fn unavailable(message: impl Into<String>, retry_after: Option<Duration>) -> Self {
         Self { retry_after, ..Self::new(ErrorKind::Unavailable, message) }
+    }
+
+    /// It is not there, for this reason: another base model, a missing file. The next resolver is asked, and the client's
+    /// 404 says why.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, message)
     }
 
     /// The adapter was found and cannot be used.

@@ -193,6 +193,14 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_update_policy: Option<UpdatePolicy>,
 
+    /// Seconds that a request waits for a resolver; the fetch goes on and the next request joins it (default: 30)
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolver_timeout: Option<f64>,
+    /// Seconds for which a name that could not be had is not asked for again; 0 asks every time (default: 5)
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolver_negative_ttl: Option<f64>,
     /// Where libPLUGIN.so is looked for (default: the server's own folder; also PLUGIN_DIR)
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]

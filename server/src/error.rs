@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use loraplex_core::ErrorKind;
 
-use crate::openai::error::{ErrorBody, ErrorResponse};
+use crate::openai::error::{ErrorBody, ErrorCode, ErrorResponse};
 use crate::sanitize::sanitize;
 
 /// A failure as a client sees it.
@@ -18,6 +18,8 @@ pub struct ApiError {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
+    /// Takes the place of the status in the body.
+    code: Option<String>,
 }
 
 /// Result of a handler.
@@ -29,7 +31,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 impl ApiError {
     /// An error of `status`; clients branch on `kind`.
     pub fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), param: None, retry_after: None }
+        Self { status, kind, message: message.into(), param: None, retry_after: None, code: None }
     }
 
     /// The request is wrong.
@@ -42,10 +44,14 @@ impl ApiError {
         Self { param: Some(param.into()), ..Self::invalid(message) }
     }
 
-    /// No model or adapter has this name. `served` are the names of the base, the only ones worth guessing.
-    pub fn unknown_model(name: &str, served: &[String]) -> Self {
-        let message =
-            format!("The model `{name}` does not exist. Valid aliases: {}.", served.join(", "));
+    /// No model or adapter has this name. `served` are the names of the base, the only ones worth guessing; `reason` is
+    /// what resolvers said, if anything.
+    pub fn unknown_model(name: &str, served: &[String], reason: &str) -> Self {
+        let served = served.join(", ");
+        let mut message = format!("The model `{name}` does not exist. Valid aliases: {served}.");
+        if !reason.is_empty() {
+            message = format!("{message} {reason}");
+        }
         let error = Self::new(StatusCode::NOT_FOUND, "NotFoundError", message);
         Self { param: Some("model".into()), ..error }
     }
@@ -77,7 +83,10 @@ impl ApiError {
                 message: sanitize(&self.message),
                 kind: self.kind.to_owned(),
                 param: self.param.clone(),
-                code: self.status.as_u16(),
+                code: match &self.code {
+                    Some(word) => ErrorCode::Word(word.clone()),
+                    None => ErrorCode::Status(self.status.as_u16()),
+                },
             },
         }
     }
@@ -88,6 +97,7 @@ impl From<loraplex_core::Error> for ApiError {
         let (status, kind) = match error.kind {
             ErrorKind::InvalidRequest => (StatusCode::BAD_REQUEST, "BadRequestError"),
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, "NotFoundError"),
+            ErrorKind::Conflict => (StatusCode::CONFLICT, "ConflictError"),
             ErrorKind::PermissionDenied => (StatusCode::FORBIDDEN, "PermissionDeniedError"),
             ErrorKind::Exhausted => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError"),
             ErrorKind::Unavailable | ErrorKind::Cancelled => {
@@ -103,6 +113,7 @@ impl From<loraplex_core::Error> for ApiError {
             kind,
             param: error.param.map(Into::into),
             retry_after: error.retry_after,
+            code: error.code,
             message: error.message,
         }
     }
@@ -132,6 +143,7 @@ mod tests {
             (ErrorKind::InvalidRequest, 400),
             (ErrorKind::NotFound, 404),
             (ErrorKind::PermissionDenied, 403),
+            (ErrorKind::Conflict, 409),
             (ErrorKind::Exhausted, 429),
             (ErrorKind::Unavailable, 503),
             (ErrorKind::Cancelled, 503),
@@ -146,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_body_is_that_of_the_contract() {
-        let error = ApiError::unknown_model("x", &["base".into(), "alias".into()]);
+        let error = ApiError::unknown_model("x", &["base".into(), "alias".into()], "");
         let body = serde_json::to_string(&error.body()).unwrap();
         let expected = r#"{"error":{"message":"The model `x` does not exist. Valid aliases: base, alias.","type":"NotFoundError","param":"model","code":404}}"#;
         assert_eq!(body, expected);

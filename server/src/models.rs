@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use loraplex_core::Adapter;
+use loraplex_core::adapter::AdapterStatus;
 
 use crate::error::{ApiError, ApiResult};
 use crate::openai::error::ErrorResponse;
@@ -26,7 +26,7 @@ pub(crate) async fn get(
     Path(id): Path<String>,
 ) -> ApiResult<Json<ModelCard>> {
     let card = cards(&app).into_iter().find(|card| card.id == id);
-    card.map(Json).ok_or_else(|| ApiError::unknown_model(&id, &app.served))
+    card.map(Json).ok_or_else(|| ApiError::unknown_model(&id, &app.served, ""))
 }
 
 fn cards(app: &AppState) -> Vec<ModelCard> {
@@ -52,13 +52,14 @@ fn card(app: &AppState, name: &str) -> ModelCard {
     }
 }
 
-fn adapter_card(app: &AppState, adapter: &Adapter) -> ModelCard {
-    let named = adapter.request.base_model.as_ref().filter(|name| app.served.contains(name));
+fn adapter_card(app: &AppState, status: &AdapterStatus) -> ModelCard {
+    let request = &status.request;
+    let named = request.base_model.as_ref().filter(|name| app.served.contains(name));
     ModelCard {
-        root: adapter.request.path.display().to_string(),
+        root: request.path.display().to_string(),
         parent: Some(named.unwrap_or(&app.served[0]).clone()),
-        generation: Some(adapter.generation),
-        digest: Some(adapter.digest.clone()),
-        ..card(app, adapter.name())
+        generation: status.adapter.as_ref().map(|adapter| adapter.generation),
+        digest: status.adapter.as_ref().map(|adapter| adapter.digest.clone()),
+        ..card(app, &request.name)
     }
 }

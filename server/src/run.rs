@@ -95,11 +95,12 @@ async fn load(llm: &Llm, module: &LoraModule) -> Result<()> {
     if let Some(base) = &module.base_model_name {
         request = request.with_base_model(base);
     }
-    let adapter = llm
+    let loaded = llm
         .adapters()
         .load(request)
         .await
         .with_context(|| format!("--lora-modules {}={}", module.name, module.path.display()))?;
+    let adapter = loaded.adapter;
     tracing::info!(name = ?adapter.name(), rank = adapter.rank, "adapter loaded");
     Ok(())
 }

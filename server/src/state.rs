@@ -109,12 +109,12 @@ impl AppState {
         };
         if name.len() > MAX_NAME_BYTES {
             let start: String = name.chars().take(32).collect();
-            return Err(ApiError::unknown_model(&format!("{start}…"), &self.served));
+            return Err(ApiError::unknown_model(&format!("{start}…"), &self.served, ""));
         }
         match self.adapters.get(name).await {
             Ok(adapter) => Ok(Some(adapter)),
             Err(error) if error.kind == ErrorKind::NotFound => {
-                Err(ApiError::unknown_model(name, &self.served))
+                Err(ApiError::unknown_model(name, &self.served, &error.message))
             }
             Err(error) => Err(error.into()),
         }

@@ -1,10 +1,30 @@
-//! Adapters from their files to the step: read, checked, packed, named.
+//! Adapters from their files to the step: found, read, checked, packed, named.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`manager`](AdapterManager) | names to generations; loads, replacements and unloads |
+//! | [`resolvers`](ResolverRegistry) | who is asked for a name that nobody loaded, and how the calls are guarded |
+//! | `resolve` | one resolve a name at a time, what is not there remembered for a while |
+//! | `registry`, `entry` | the names, and what stands behind each |
+//! | `store` | host memory: its limits, what is in use, what gives way |
+//! | `loader` | threads that read and pack |
+//! | [`peft`] | PEFT's files to weights |
 //!
 //! A loaded adapter is an immutable *generation*. The name points to the newest one; sequences hold the one they
 //! started with until they end, and its memory goes when the last of them drops it.
 
+mod entry;
+mod load;
+mod loader;
 mod manager;
+mod names;
 pub mod peft;
+mod registry;
+mod resolve;
+mod resolvers;
+mod store;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,7 +32,10 @@ use std::time::SystemTime;
 use loraplex_kernels::PackedAdapter;
 use loraplex_plugin_sdk::LoraRequest;
 
-pub use manager::AdapterManager;
+pub use entry::{AdapterStatus, Origin};
+pub use load::{Content, LoadRequest, LoadTimings, Loaded};
+pub use manager::{AdapterManager, Floor};
+pub use resolvers::{ResolverRegistry, ResolverStatus};
 
 /// One generation of an adapter, ready to be made resident. Never changes.
 #[derive(Debug)]
@@ -33,6 +56,8 @@ pub struct Adapter {
     pub loaded_at: SystemTime,
     /// The weights in the backend's layout.
     pub packed: Arc<PackedAdapter>,
+    /// Its place in host memory, given back on drop.
+    _room: store::Room,
 }
 
 impl Adapter {

@@ -66,7 +66,8 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
             metrics: metrics.clone(),
         },
     )?;
-    let adapters = Arc::new(AdapterManager::new(config.lora, model, built.packer));
+    let adapters =
+        Arc::new(AdapterManager::new(config.lora, model, built.packer, Some(engine.clone()))?);
     Ok(Llm { engine, adapters, tokenizer, info, metrics })
 }
 

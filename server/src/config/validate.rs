@@ -37,10 +37,11 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
         served_model_names.iter().all(|name| !name.is_empty()),
         "--served-model-name must not be empty"
     );
-    let engine = EngineConfig {
+    let mut engine = EngineConfig {
         served_model_name: served_model_names.first().cloned(),
         ..engine(&settings, model_path)?
     };
+    engine.lora.base_model.clone_from(&served_model_names[0]);
     let lora_modules = modules(&settings, &served_model_names, engine.lora.enabled)?;
     let notes = notes(&settings, &runtime);
     Ok(ServerConfig { http, served_model_names, engine, lora_modules, runtime, notes })
@@ -76,18 +77,19 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             .unwrap_or(scheduler.max_num_batched_tokens),
         max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
     };
-    let size = match &settings.kv_cache_memory_bytes {
-        Some(text) => CacheSize::Bytes(size::bytes(text).context("--kv-cache-memory-bytes")?),
+    let bytes = |name: &'static str, text: &Option<String>| {
+        text.as_deref().map(|text| size::bytes(text).context(name)).transpose()
+    };
+    let size = match bytes("--kv-cache-memory-bytes", &settings.kv_cache_memory_bytes)? {
+        Some(bytes) => CacheSize::Bytes(bytes),
         None => cache.size,
     };
-    for (name, text) in [
-        ("--lora-pool-memory", &settings.lora_pool_memory),
-        ("--lora-host-memory", &settings.lora_host_memory),
-    ] {
-        if let Some(text) = text {
-            size::bytes(text).context(name)?;
-        }
-    }
+    bytes("--lora-pool-memory", &settings.lora_pool_memory)?;
+    let seconds = |name: &str, value: Option<f64>, default: Duration| match value {
+        None => Ok(default),
+        Some(value) => Duration::try_from_secs_f64(value)
+            .with_context(|| format!("{name} {value} is no number of seconds")),
+    };
     for (name, value) in [
         ("--max-model-len", settings.max_model_len),
         ("--max-num-seqs", settings.max_num_seqs),
@@ -130,6 +132,18 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             enabled: settings.enable_lora.unwrap_or(lora.enabled),
             max_rank: settings.max_lora_rank.unwrap_or(lora.max_rank),
             max_host_adapters: settings.max_cpu_loras.unwrap_or(lora.max_host_adapters),
+            host_memory: bytes("--lora-host-memory", &settings.lora_host_memory)?,
+            resolver_timeout: seconds(
+                "--resolver-timeout",
+                settings.resolver_timeout,
+                lora.resolver_timeout,
+            )?,
+            negative_ttl: seconds(
+                "--resolver-negative-ttl",
+                settings.resolver_negative_ttl,
+                lora.negative_ttl,
+            )?,
+            ..lora
         },
         seed: settings.seed.unwrap_or(0),
         chat_template: settings.chat_template.as_deref().map(chat_template).transpose()?,
@@ -216,10 +230,6 @@ fn notes(settings: &Settings, runtime: &RuntimeConfig) -> Vec<String> {
     note(
         settings.lora_pool_memory.is_some(),
         "--lora-pool-memory: adapters share no pool yet; no effect",
-    );
-    note(
-        settings.lora_host_memory.is_some(),
-        "--lora-host-memory: use --max-cpu-loras for now; no effect",
     );
     note(settings.lora_dtype.is_some(), "--lora-dtype: adapters take the model's type; no effect");
     note(settings.lora_backend.is_some(), "--lora-backend: there is one implementation; no effect");

@@ -20,6 +20,16 @@ pub struct ErrorBody {
     pub kind: String,
     /// The field at fault, if one is.
     pub param: Option<String>,
-    /// The status.
-    pub code: u16,
+    /// The status, or a word that says more.
+    pub code: ErrorCode,
+}
+
+/// The status, or a word that says more: `adapter_source_gated`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ErrorCode {
+    /// The HTTP status.
+    Status(u16),
+    /// A word.
+    Word(String),
 }

@@ -1,0 +1,151 @@
+//! Loads, replacements, unloads: a failed one changes nothing, an acknowledged one is seen by everybody after it.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::error::ErrorKind;
+
+#[tokio::test]
+async fn a_replacement_rises_and_the_old_one_lives_as_long_as_somebody_holds_it() {
+    let manager = manager(|_| {});
+    let first = manager.load(named("a", "poet")).await.unwrap();
+    assert_eq!(first.replaced, None);
+    let old = manager.get("a").await.unwrap();
+    let second = manager.load(LoadRequest::new(named("a", "shout")).in_place()).await.unwrap();
+    assert_eq!(second.replaced, Some(old.generation));
+    assert!(second.adapter.generation > old.generation);
+    assert!(!second.unchanged && second.adapter.digest != old.digest);
+    assert_eq!(manager.get("a").await.unwrap().generation, second.adapter.generation);
+    assert_eq!(manager.list().len(), 1);
+    assert_eq!((manager.list()[0].old_generations, manager.host_usage().0), (0 + 1, 2));
+    drop((first, old));
+    assert_eq!((manager.list()[0].old_generations, manager.host_usage().0), (0, 1));
+    let third = manager.load(LoadRequest::new(named("a", "shout")).in_place()).await.unwrap();
+    assert!(third.unchanged, "the same bytes are a new generation, and the answer says so");
+    assert!(third.adapter.generation > second.adapter.generation);
+}
+
+#[tokio::test]
+async fn a_failed_load_changes_nothing() {
+    let manager = manager(|config| config.max_rank = 8);
+    let before = manager.load(named("a", "poet")).await.unwrap().adapter;
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    let config = std::fs::read(demo("adapters/poet/adapter_config.json")).unwrap();
+    std::fs::write(broken.join("adapter_config.json"), config).unwrap();
+    std::fs::write(broken.join("adapter_model.safetensors"), b"nothing like it").unwrap();
+    for (request, kind) in [
+        (LoraRequest::new("a", folder.path().join("absent")), ErrorKind::NotFound),
+        (LoraRequest::new("a", &broken), ErrorKind::InvalidRequest),
+    ] {
+        let error = manager.load(LoadRequest::new(request).in_place()).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert_eq!(manager.get("a").await.unwrap().generation, before.generation);
+        assert_eq!(manager.host_usage(), (1, before.bytes()));
+    }
+    let taken = manager.load(named("a", "shout")).await.unwrap_err();
+    assert!(taken.message.contains("load_inplace"), "{taken}");
+    for bad in ["", "/a", "a/../b", "a\0"] {
+        let error = manager.load(named(bad, "poet")).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidRequest);
+    }
+}
+
+#[tokio::test]
+async fn a_load_can_expect_a_generation() {
+    let manager = manager(|_| {});
+    let expecting = |expected| LoadRequest {
+        expected_generation: Some(expected),
+        ..LoadRequest::new(named("a", "poet")).in_place()
+    };
+    assert_eq!(manager.load(expecting(7)).await.unwrap_err().kind, ErrorKind::Conflict);
+    let first = manager.load(expecting(0)).await.unwrap().adapter.generation;
+    assert_eq!(manager.load(expecting(0)).await.unwrap_err().kind, ErrorKind::Conflict);
+    assert!(manager.load(expecting(first)).await.unwrap().adapter.generation > first);
+}
+
+#[tokio::test]
+async fn a_repeated_operation_is_done_once() {
+    let manager = manager(|_| {});
+    let ask = LoadRequest {
+        operation_id: Some("push-1".into()),
+        ..LoadRequest::new(named("a", "poet")).in_place()
+    };
+    let first = manager.load(ask.clone()).await.unwrap();
+    let again = manager.load(ask).await.unwrap();
+    assert!(again.repeated && !first.repeated);
+    assert_eq!(again.adapter.generation, first.adapter.generation);
+}
+
+#[tokio::test]
+async fn bytes_are_as_good_as_a_folder() {
+    let manager = manager(|_| {});
+    let folder = manager.load(named("a", "poet")).await.unwrap().adapter;
+    let read = |file| Bytes::from(std::fs::read(demo("adapters/poet").join(file)).unwrap());
+    let content = Content::Bytes {
+        config: read("adapter_config.json"),
+        weights: read("adapter_model.safetensors"),
+    };
+    let ask = LoadRequest { content, ..LoadRequest::new(LoraRequest::new("b", "")) };
+    let bytes = manager.load(ask).await.unwrap().adapter;
+    assert_eq!(bytes.digest, folder.digest);
+    assert_eq!(bytes.packed.bytes.to_f32s(), folder.packed.bytes.to_f32s());
+    assert_eq!(manager.status("b").unwrap().origin, Origin::Upload);
+}
+
+#[tokio::test]
+async fn an_unload_frees_and_can_wait_for_the_last_holder() {
+    let manager = manager(|_| {});
+    let unknown = manager.unload("a", true).await.unwrap_err();
+    assert_eq!(unknown.message, "The lora adapter 'a' cannot be found.");
+    let held = manager.load(named("a", "poet")).await.unwrap().adapter;
+    let mut unload = Box::pin(manager.unload("a", true));
+    assert!(futures::poll!(&mut unload).is_pending(), "somebody holds it");
+    assert_eq!(manager.get("a").await.unwrap_err().kind, ErrorKind::NotFound);
+    // The name is free before the old weights are.
+    let next = manager.load(named("a", "shout")).await.unwrap().adapter;
+    assert!(futures::poll!(&mut unload).is_pending());
+    drop(held);
+    unload.await.unwrap();
+    assert_eq!(manager.host_usage(), (1, next.bytes()));
+}
+
+#[tokio::test]
+async fn a_request_can_wait_for_a_newer_policy() {
+    let manager = manager(|_| {});
+    let version = |version| LoadRequest {
+        policy_version: Some(version),
+        ..LoadRequest::new(named("a", "poet")).in_place()
+    };
+    manager.load(version(1)).await.unwrap();
+    let floor = Floor { policy_version: Some(2), ..Floor::default() };
+    let deadline = |seconds| Instant::now() + Duration::from_secs(seconds);
+    let late = manager.get_at_least("a", floor, deadline(0)).await.unwrap_err();
+    assert_eq!(late.kind, ErrorKind::Unavailable);
+    let waiting = manager.get_at_least("a", floor, deadline(3600));
+    let (found, pushed) = tokio::join!(waiting, manager.load(version(2)));
+    assert_eq!(found.unwrap().generation, pushed.unwrap().adapter.generation);
+}
+
+#[tokio::test]
+async fn a_storm_of_reloads_ends_in_the_last_one_and_leaves_nothing() {
+    let manager = manager(|_| {});
+    manager.load(named("a", "poet")).await.unwrap();
+    let pushes = (0..100).map(|turn| {
+        let source = ["poet", "shout", "pirate"][turn % 3];
+        manager.load(LoadRequest::new(named("a", source)).in_place())
+    });
+    let generations: Vec<u64> = futures::future::join_all(pushes)
+        .await
+        .into_iter()
+        .map(|loaded| loaded.unwrap().adapter.generation)
+        .collect();
+    let newest = *generations.iter().max().unwrap();
+    assert_eq!(manager.get("a").await.unwrap().generation, newest);
+    let distinct: std::collections::BTreeSet<u64> = generations.iter().copied().collect();
+    assert_eq!(distinct.len(), 100);
+    assert_eq!(manager.host_usage().0, 1);
+}

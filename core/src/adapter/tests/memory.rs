@@ -1,0 +1,70 @@
+//! Host memory: what gives way, what never does, and that weights come back as they were.
+
+use super::*;
+use crate::error::ErrorKind;
+
+#[tokio::test]
+async fn the_least_recently_used_gives_way_and_is_read_again() {
+    let manager = manager(|config| config.max_host_adapters = 2);
+    let first = manager.load(named("a", "poet")).await.unwrap().adapter;
+    let bytes = first.packed.bytes.to_f32s();
+    let generation = first.generation;
+    drop(first);
+    manager.load(named("b", "shout")).await.unwrap();
+    manager.get("b").await.unwrap();
+    manager.load(named("c", "pirate")).await.unwrap();
+    assert_eq!(manager.host_usage().0, 2);
+    assert!(manager.status("a").unwrap().adapter.is_none(), "a was used least recently");
+    assert_eq!(manager.list().len(), 3, "an operator's adapter stays listed");
+    let again = manager.get("a").await.unwrap();
+    assert!(again.generation > generation);
+    assert_eq!(again.packed.bytes.to_f32s(), bytes, "scaled once, not twice");
+    assert!(manager.status("b").unwrap().adapter.is_none());
+    assert_eq!(manager.host_usage().0, 2);
+}
+
+#[tokio::test]
+async fn what_is_held_or_pinned_stays() {
+    let manager = manager(|config| config.max_host_adapters = 2);
+    let held = manager.load(named("a", "poet")).await.unwrap().adapter;
+    manager.load(named("b", "shout")).await.unwrap();
+    manager.set_pinned("b", true).unwrap();
+    let full = manager.load(named("c", "pirate")).await.unwrap_err();
+    assert_eq!(full.kind, ErrorKind::Exhausted);
+    assert!(full.message.contains("2 of 2 adapters"), "{full}");
+    assert_eq!(manager.list().len(), 2);
+    // A replacement takes the place of what it replaces.
+    let new = LoadRequest::new(named("b", "pirate")).in_place();
+    manager.load(new).await.unwrap();
+    drop(held);
+    manager.load(named("c", "pirate")).await.unwrap();
+    assert!(manager.status("a").unwrap().adapter.is_none());
+    assert!(manager.status("b").unwrap().pinned);
+}
+
+#[tokio::test]
+async fn a_limit_in_bytes_counts_what_memory_holds() {
+    let size = manager(|_| {}).load(named("a", "poet")).await.unwrap().adapter.bytes();
+    let manager = manager(|config| config.host_memory = Some(size));
+    manager.load(named("a", "poet")).await.unwrap();
+    let larger = manager.load(named("b", "shout")).await;
+    let expected = if larger.is_ok() { vec!["b"] } else { Vec::new() };
+    let list = manager.list();
+    let resident = list.iter().filter(|status| status.adapter.is_some());
+    let resident: Vec<&str> = resident.map(|status| &*status.request.name).collect();
+    assert_eq!(resident, expected);
+    assert!(manager.host_usage().1 <= size);
+}
+
+#[tokio::test]
+async fn thousands_of_versions_leave_nothing_behind() {
+    let manager = manager(|_| {});
+    for version in 0..300 {
+        let name = format!("policy-v{version}");
+        manager.load(named(&name, "poet")).await.unwrap();
+        manager.unload(&name, true).await.unwrap();
+    }
+    assert_eq!(manager.host_usage(), (0, 0));
+    assert_eq!(manager.list().len(), 0);
+    assert_eq!(manager.locks_in_use(), 0);
+}
