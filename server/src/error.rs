@@ -56,6 +56,17 @@ impl ApiError {
         Self { param: Some("model".into()), ..error }
     }
 
+    /// What vLLM calls a user's mistake on the control routes.
+    pub fn user_input(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "InvalidUserInput", message)
+    }
+
+    /// No adapter has this name.
+    pub fn unknown_adapter(name: &str) -> Self {
+        let message = format!("The lora adapter '{name}' cannot be found.");
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// The caller has shown no key that we know.
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "AuthenticationError", message)

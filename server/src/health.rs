@@ -40,8 +40,17 @@ pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Respo
 
 /// This document
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
-pub(crate) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(ApiDoc::openapi())
+pub(crate) async fn openapi(State(app): State<App>) -> Json<utoipa::openapi::OpenApi> {
+    Json(document(app.updating))
+}
+
+/// The routes that there are.
+pub(crate) fn document(updating: bool) -> utoipa::openapi::OpenApi {
+    let mut document = ApiDoc::openapi();
+    if updating {
+        document.merge(ControlDoc::openapi());
+    }
+    document
 }
 
 #[derive(Debug, OpenApi)]
@@ -63,4 +72,22 @@ pub(crate) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
         crate::tokenize::detokenize
     )
 )]
-pub(crate) struct ApiDoc;
+struct ApiDoc;
+
+#[derive(Debug, OpenApi)]
+#[openapi(paths(
+    crate::control::load::load,
+    crate::control::load::load_in_place,
+    crate::control::load::load_skyrl,
+    crate::control::load::unload,
+    crate::control::load::unload_alias,
+    crate::control::adapters::list,
+    crate::control::adapters::get,
+    crate::control::adapters::put,
+    crate::control::adapters::delete,
+    crate::control::adapters::pin,
+    crate::control::adapters::unpin,
+    crate::control::sagemaker::register,
+    crate::control::sagemaker::unregister
+))]
+struct ControlDoc;

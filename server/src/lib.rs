@@ -8,6 +8,7 @@
 //! | `chat`, `completions`, `models`, `tokenize`, `health` | one group of handlers each |
 //! | [`openai`] | wire types, shapes only |
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
+//! | [`control`] | adapters that come and go while the server runs |
 //! | [`demo`] | the model that comes with the server |
 //! | [`chat_template`] | conversations to prompts |
 //! | `generate`, `reply`, `sse` | engine outputs to answers and streams |
@@ -25,6 +26,7 @@ mod chat;
 pub mod chat_template;
 mod completions;
 pub mod config;
+pub mod control;
 mod convert;
 pub mod demo;
 pub mod error;

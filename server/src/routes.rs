@@ -1,14 +1,16 @@
 //! The whole API on one screen.
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::{self, Access};
+use crate::control::{adapters, load, sagemaker};
 use crate::error::ApiError;
 use crate::state::App;
 use crate::{chat, completions, health, limits, models, tokenize};
@@ -37,16 +39,36 @@ const ROUTES: &[Route] = &[
     route("/detokenize", Access::User, || post(tokenize::detokenize)),
 ];
 
+/// Routes that exist where adapters may come and go while the server runs.
+const CONTROL: &[Route] = &[
+    route("/v1/load_lora_adapter", Access::Admin, || post(load::load)),
+    route("/v1/unload_lora_adapter", Access::Admin, || post(load::unload)),
+    route("/load_lora_adapter", Access::Admin, || post(load::load_in_place)),
+    route("/unload_lora_adapter", Access::Admin, || post(load::unload_alias)),
+    route("/skyrl/v1/load_lora_adapter", Access::Admin, || post(load::load_skyrl)),
+    route("/v1/lora_adapters", Access::Admin, || get(adapters::list)),
+    route("/v1/lora_adapters/{name}", Access::Admin, || {
+        let upload = DefaultBodyLimit::disable();
+        get(adapters::get).put(adapters::put).delete(adapters::delete).layer(upload)
+    }),
+    route("/v1/lora_adapters/{name}/pin", Access::Admin, || {
+        put(adapters::pin).delete(adapters::unpin)
+    }),
+    route("/adapters", Access::Admin, || post(sagemaker::register)),
+    route("/adapters/{name}", Access::Admin, || delete(sagemaker::unregister)),
+];
+
 /// Who may call the route that the router has matched. What no route matches is not for everyone.
 pub(crate) fn access(path: Option<&str>) -> Access {
-    let route = ROUTES.iter().find(|route| Some(route.path) == path);
+    let route = ROUTES.iter().chain(CONTROL).find(|route| Some(route.path) == path);
     route.map_or(Access::User, |route| route.access)
 }
 
 /// The router with its layers.
 pub fn router(app: App) -> Router {
     let mut router = Router::new();
-    for route in ROUTES {
+    let control = if app.updating { CONTROL } else { &[] };
+    for route in ROUTES.iter().chain(control) {
         router = router.route(route.path, (route.handler)());
     }
     router
@@ -74,20 +96,22 @@ fn bare(status: StatusCode, detail: &str, kind: &'static str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use utoipa::OpenApi;
 
     #[test]
     fn every_route_is_classified_and_documented() {
-        let document = health::ApiDoc::openapi();
+        let document = health::document(true);
         let public = ["/health", "/version", "/metrics", "/openapi.json"];
-        for route in ROUTES {
+        for route in CONTROL {
+            assert_eq!(route.access, Access::Admin, "{}", route.path);
+        }
+        for route in ROUTES.iter().chain(CONTROL) {
             let documented = route.path.replace("{*", "{");
             assert!(document.paths.paths.contains_key(&documented), "{documented}");
             let open = route.access == Access::Public;
             assert_eq!(open, public.contains(&route.path), "{}", route.path);
             assert_eq!(access(Some(route.path)), route.access);
         }
-        assert_eq!(document.paths.paths.len(), ROUTES.len());
+        assert_eq!(document.paths.paths.len(), ROUTES.len() + CONTROL.len());
         for path in [None, Some("/V1/models"), Some("//health"), Some("/health/")] {
             assert_eq!(access(path), Access::User);
         }

@@ -80,6 +80,8 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
             guard: config.http.guard.clone(),
             loopback: config.http.is_loopback(),
             max_outputs: config.engine.scheduler.max_waiting,
+            updating: config.runtime.updating,
+            paths: config.runtime.paths.clone(),
         },
     );
     if config.engine.chat_template.is_some()

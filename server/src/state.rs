@@ -7,8 +7,12 @@ use tokio::sync::Semaphore;
 
 use crate::auth::Guard;
 use crate::chat_template::ChatTemplate;
+use crate::control::paths::PathPolicy;
 use crate::convert::Converter;
 use crate::error::{ApiError, ApiResult};
+
+/// Uploads of adapters that are read at once.
+const UPLOADS: usize = 2;
 
 /// Shared by all handlers.
 pub type App = Arc<AppState>;
@@ -30,6 +34,12 @@ pub struct AppState {
     pub(crate) guard: Guard,
     /// Requests come over the loopback interface alone, so that a foreign `Host` is a web page's doing.
     pub(crate) loopback: bool,
+    /// Which local paths the control routes may name.
+    pub(crate) paths: PathPolicy,
+    /// Whether there are control routes.
+    pub(crate) updating: bool,
+    /// Uploads at once: each is in memory as a whole.
+    pub(crate) uploads: Semaphore,
     /// Requests that are parsed and tokenised at once: more than cores would only hold memory.
     work: Arc<Semaphore>,
 }
@@ -47,6 +57,10 @@ pub struct Serving {
     pub loopback: bool,
     /// Outputs of one call at most.
     pub max_outputs: usize,
+    /// Whether adapters may come and go while the server runs.
+    pub updating: bool,
+    /// Which local paths the control routes may name.
+    pub paths: PathPolicy,
 }
 
 impl AppState {
@@ -76,6 +90,9 @@ impl AppState {
             root: serving.root,
             guard: serving.guard,
             loopback: serving.loopback,
+            updating: serving.updating,
+            paths: serving.paths,
+            uploads: Semaphore::new(UPLOADS),
             work: Arc::new(Semaphore::new(cores)),
         }
     }

@@ -1,6 +1,6 @@
 //! What is asked of a load, what it answers, and the part of it that runs on a loader's thread.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -120,7 +120,7 @@ pub(super) struct Builder {
 
 impl Builder {
     /// Reads, checks, hashes and packs; changes nothing.
-    pub(super) fn build(&self, path: &PathBuf, content: &Content) -> Result<Built> {
+    pub(super) fn build(&self, path: &Path, content: &Content) -> Result<Built> {
         let start = Instant::now();
         let mut peft = match content {
             Content::Folder => peft::load(path, &self.model, &self.limits)?,

@@ -15,7 +15,7 @@ use super::entry::Entry;
 use super::load::{Builder, Built};
 use super::loader::Loader;
 use super::names::{self, NameGuard, NameLocks};
-use super::peft::PeftLimits;
+use super::peft::{self, PeftLimits};
 use super::registry::Registry;
 use super::resolve::Flights;
 use super::resolvers::{CallLimits, GuardedResolver};
@@ -193,6 +193,12 @@ impl AdapterManager {
     /// Generations and bytes in host memory.
     pub fn host_usage(&self) -> (usize, usize) {
         (self.store.adapters(), self.store.bytes())
+    }
+
+    /// Bytes of weights that an adapter can have at most.
+    pub fn max_upload(&self) -> usize {
+        let most = peft::largest_file(&self.builder.model, &self.builder.limits);
+        usize::try_from(most).unwrap_or(usize::MAX)
     }
 
     /// Loads an adapter. Ends at the step boundary at which the engine has taken it.

@@ -148,7 +148,7 @@ fn module_shape(model: &ModelConfig, part: Part) -> (usize, usize) {
 }
 
 /// Bytes of a file with every module at the largest rank in f32 and the longest header.
-fn largest_file(model: &ModelConfig, limits: &PeftLimits) -> u64 {
+pub(super) fn largest_file(model: &ModelConfig, limits: &PeftLimits) -> u64 {
     let widths = Part::ALL.iter().map(|part| {
         let (inputs, outputs) = module_shape(model, *part);
         (inputs + outputs) as u64

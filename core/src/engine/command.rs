@@ -16,6 +16,8 @@ pub(super) enum Command {
     Abort(SeqId),
     /// Forget cached prefixes that nobody uses; answers whether none remains.
     ResetPrefixCache(oneshot::Sender<bool>),
+    /// Give back what the device holds of generations that nobody uses; answers at the next step boundary.
+    ReleaseAdapters(oneshot::Sender<()>),
     /// Take nothing new; end when the rest has ended.
     Stop(Drain),
 }

@@ -13,6 +13,7 @@ use super::command::{Command, Drain};
 use super::outputs::Sink;
 use super::stream::OutputStream;
 use super::{Engine, Outputs};
+use crate::adapter::Adapter;
 use crate::config::SchedulerConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kv_cache::BlockManager;
@@ -162,6 +163,18 @@ impl EngineHandle {
     pub async fn reset_prefix_cache(&self) -> Result<bool> {
         let (done, answer) = oneshot::channel();
         self.send(Command::ResetPrefixCache(done))?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// A name points to `new` from here on. Ends at a step boundary; sequences under way finish on what they have.
+    pub async fn replace(&self, _new: Arc<Adapter>) -> Result<()> {
+        self.release_adapters().await
+    }
+
+    /// Gives back what the device holds of generations that nobody uses any more. Ends at a step boundary.
+    pub async fn release_adapters(&self) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::ReleaseAdapters(done))?;
         answer.await.map_err(|_| gone())
     }
 

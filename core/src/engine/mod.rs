@@ -109,6 +109,11 @@ impl Engine {
                 // A receiver that left does not want the answer.
                 let _ = done.send(self.blocks.reset_cache());
             }
+            Command::ReleaseAdapters(done) => {
+                self.runner.release_unused_adapters();
+                // A receiver that left does not want the answer.
+                let _ = done.send(());
+            }
             Command::Stop(drain) => {
                 self.stopping = true;
                 if drain == Drain::Abort {

@@ -14,6 +14,8 @@ pub struct Environment {
     pub allow_runtime_lora_updating: bool,
     /// `PLUGINS`, in order.
     pub plugins: Vec<String>,
+    /// `LORA_ALLOWED_PATHS`: folders below which adapters may be loaded by path.
+    pub allowed_paths: Option<Vec<PathBuf>>,
     /// Every `LORA_RESOLVER_*`, without the prefix `VLLM_`; for the plugins.
     pub resolver: BTreeMap<String, String>,
     settings: Settings,
@@ -57,6 +59,9 @@ impl Environment {
                 ["1", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
             }),
             plugins: get("PLUGINS").map(|list| names(&list)).unwrap_or_default(),
+            allowed_paths: get("LORA_ALLOWED_PATHS")
+                .or_else(|| variables.get("VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES").cloned())
+                .map(|list| std::env::split_paths(&list).collect()),
             resolver,
             settings: Settings {
                 plugin_dir: get("PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(Into::into),

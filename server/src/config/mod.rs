@@ -15,6 +15,7 @@ use loraplex_core::EngineConfig;
 
 use crate::args::Settings;
 use crate::auth::Guard;
+use crate::control::paths::PathPolicy;
 use crate::lora_modules::LoraModule;
 use env::Environment;
 
@@ -64,6 +65,8 @@ pub struct RuntimeConfig {
     pub updating: bool,
     /// Resolver plugins, in the order in which they are asked.
     pub plugins: Vec<String>,
+    /// Which local paths the control routes may name.
+    pub paths: PathPolicy,
     /// Where their libraries are; the executable's own folder when `None`.
     pub plugin_dir: Option<PathBuf>,
 }

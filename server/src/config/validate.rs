@@ -12,6 +12,7 @@ use super::env::Environment;
 use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
 use crate::args::{DeviceName, LoadFormat, ModelDtype, Settings, UpdatePolicy};
 use crate::auth::Guard;
+use crate::control::paths::PathPolicy;
 use crate::lora_modules::{self, LoraModule};
 
 pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<ServerConfig> {
@@ -43,7 +44,7 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
     };
     engine.lora.base_model.clone_from(&served_model_names[0]);
     let lora_modules = modules(&settings, &served_model_names, engine.lora.enabled)?;
-    let notes = notes(&settings, &runtime);
+    let notes = notes(&settings);
     Ok(ServerConfig { http, served_model_names, engine, lora_modules, runtime, notes })
 }
 
@@ -69,7 +70,6 @@ fn model_path(model: &str) -> Result<PathBuf> {
 fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
     let scheduler = SchedulerConfig::default();
     let cache = CacheConfig::default();
-    let lora = LoraConfig::default();
     let scheduler = SchedulerConfig {
         max_num_seqs: settings.max_num_seqs.unwrap_or(scheduler.max_num_seqs),
         max_num_batched_tokens: settings
@@ -77,18 +77,9 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             .unwrap_or(scheduler.max_num_batched_tokens),
         max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
     };
-    let bytes = |name: &'static str, text: &Option<String>| {
-        text.as_deref().map(|text| size::bytes(text).context(name)).transpose()
-    };
     let size = match bytes("--kv-cache-memory-bytes", &settings.kv_cache_memory_bytes)? {
         Some(bytes) => CacheSize::Bytes(bytes),
         None => cache.size,
-    };
-    bytes("--lora-pool-memory", &settings.lora_pool_memory)?;
-    let seconds = |name: &str, value: Option<f64>, default: Duration| match value {
-        None => Ok(default),
-        Some(value) => Duration::try_from_secs_f64(value)
-            .with_context(|| format!("{name} {value} is no number of seconds")),
     };
     for (name, value) in [
         ("--max-model-len", settings.max_model_len),
@@ -128,28 +119,38 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             size,
             prefix_caching: settings.enable_prefix_caching.unwrap_or(cache.prefix_caching),
         },
-        lora: LoraConfig {
-            enabled: settings.enable_lora.unwrap_or(lora.enabled),
-            max_rank: settings.max_lora_rank.unwrap_or(lora.max_rank),
-            max_host_adapters: settings.max_cpu_loras.unwrap_or(lora.max_host_adapters),
-            host_memory: bytes("--lora-host-memory", &settings.lora_host_memory)?,
-            resolver_timeout: seconds(
-                "--resolver-timeout",
-                settings.resolver_timeout,
-                lora.resolver_timeout,
-            )?,
-            negative_ttl: seconds(
-                "--resolver-negative-ttl",
-                settings.resolver_negative_ttl,
-                lora.negative_ttl,
-            )?,
-            ..lora
-        },
+        lora: lora(settings)?,
         seed: settings.seed.unwrap_or(0),
         chat_template: settings.chat_template.as_deref().map(chat_template).transpose()?,
         dummy_weights: settings.load_format == Some(LoadFormat::Dummy),
         ..EngineConfig::new(model)
     })
+}
+
+fn lora(settings: &Settings) -> Result<LoraConfig> {
+    let default = LoraConfig::default();
+    bytes("--lora-pool-memory", &settings.lora_pool_memory)?;
+    Ok(LoraConfig {
+        enabled: settings.enable_lora.unwrap_or(default.enabled),
+        max_rank: settings.max_lora_rank.unwrap_or(default.max_rank),
+        max_host_adapters: settings.max_cpu_loras.unwrap_or(default.max_host_adapters),
+        host_memory: bytes("--lora-host-memory", &settings.lora_host_memory)?,
+        resolver_timeout: seconds("--resolver-timeout", settings.resolver_timeout)?
+            .unwrap_or(default.resolver_timeout),
+        negative_ttl: seconds("--resolver-negative-ttl", settings.resolver_negative_ttl)?
+            .unwrap_or(default.negative_ttl),
+        ..default
+    })
+}
+
+fn bytes(name: &'static str, text: &Option<String>) -> Result<Option<usize>> {
+    text.as_deref().map(|text| size::bytes(text).context(name)).transpose()
+}
+
+fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>> {
+    let Some(value) = value else { return Ok(None) };
+    let duration = Duration::try_from_secs_f64(value);
+    duration.map(Some).with_context(|| format!("{name} {value} is no number of seconds"))
 }
 
 /// The template itself: `text` is a file's path, or Jinja.
@@ -186,7 +187,22 @@ fn runtime(
          set --admin-api-key, or listen on 127.0.0.1",
         http.host
     );
-    Ok(RuntimeConfig { updating, plugins, plugin_dir: settings.plugin_dir.clone() })
+    let paths = match &environment.allowed_paths {
+        Some(folders) => PathPolicy::Below(allowed_folders(folders)?),
+        None if http.is_loopback() => PathPolicy::Any,
+        None => PathPolicy::Below(Vec::new()),
+    };
+    Ok(RuntimeConfig { updating, plugins, paths, plugin_dir: settings.plugin_dir.clone() })
+}
+
+/// The folders with their links resolved, as the paths are compared.
+fn allowed_folders(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let folders = folders.iter().filter(|folder| !folder.as_os_str().is_empty()).map(|folder| {
+        let shown = folder.display();
+        ensure!(folder.is_absolute(), "LORA_ALLOWED_PATHS: {shown} is no absolute path");
+        folder.canonicalize().with_context(|| format!("LORA_ALLOWED_PATHS: {shown}"))
+    });
+    folders.collect()
 }
 
 fn modules(settings: &Settings, served: &[String], enabled: bool) -> Result<Vec<LoraModule>> {
@@ -219,7 +235,7 @@ fn modules(settings: &Settings, served: &[String], enabled: bool) -> Result<Vec<
 }
 
 /// What was set and has no effect yet.
-fn notes(settings: &Settings, runtime: &RuntimeConfig) -> Vec<String> {
+fn notes(settings: &Settings) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |set: bool, text: &str| {
         if set {
@@ -240,10 +256,6 @@ fn notes(settings: &Settings, runtime: &RuntimeConfig) -> Vec<String> {
     note(
         settings.lora_update_policy == Some(UpdatePolicy::Follow),
         "--lora-update-policy follow: adapters are not reloaded at run time yet; no effect",
-    );
-    note(
-        runtime.updating,
-        "ALLOW_RUNTIME_LORA_UPDATING: adapters are not loaded at run time yet; no effect",
     );
     note(
         !settings.plugins.is_empty(),

@@ -22,9 +22,11 @@ async fn every_route_without_a_key() {
         .as_object()
         .unwrap()
         .keys()
-        .map(|path| path.replace("{id}", "demo"))
+        .map(|path| path.replace("{id}", "demo").replace("{name}", "pirate"))
         .collect();
     assert!(paths.len() >= 10);
+    let user =
+        ["/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"];
     for path in paths {
         let open = ["/health", "/version", "/metrics", "/openapi.json"].contains(&path.as_str());
         let wrong: [&[(&str, &[u8])]; 8] = [
@@ -51,7 +53,10 @@ async fn every_route_without_a_key() {
         }
         for key in ["Bearer user-1", "bearer user-2", "Bearer admin"] {
             let status = call(&path, &[("authorization", key.as_bytes())]).await.status.as_u16();
-            assert!([200, 405].contains(&status), "{path} {key}: {status}");
+            // What is not the users' is the operators', a new route until it is listed here.
+            let mine = open || key == "Bearer admin" || user.iter().any(|u| path.starts_with(u));
+            let expected: &[u16] = if mine { &[200, 405] } else { &[403] };
+            assert!(expected.contains(&status), "{path} {key}: {status}");
         }
     }
 }

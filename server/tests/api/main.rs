@@ -6,6 +6,7 @@ mod auth;
 mod chat;
 mod completions;
 mod connections;
+mod control;
 mod errors;
 mod models;
 
@@ -17,6 +18,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use loraplex_core::{Device, EngineConfig, Llm, LoraRequest, Quiet};
 use loraplex_server::auth::Guard;
+use loraplex_server::control::paths::PathPolicy;
 use loraplex_server::routes::router;
 use loraplex_server::state::{AppState, Serving};
 use serde_json::Value;
@@ -71,13 +73,20 @@ fn load(change: impl FnOnce(&mut EngineConfig)) -> Llm {
 
 fn app(llm: &Llm, user: &[&str], admin: &[&str]) -> Router {
     let keys = |keys: &[&str]| keys.iter().map(|key| key.parse().unwrap()).collect::<Vec<_>>();
-    let serving = Serving {
+    app_with(llm, |serving| serving.guard = Guard::new(&keys(user), &keys(admin)))
+}
+
+fn app_with(llm: &Llm, change: impl FnOnce(&mut Serving)) -> Router {
+    let mut serving = Serving {
         served: vec!["demo".into(), "alias".into()],
         root: "/models/demo".into(),
-        guard: Guard::new(&keys(user), &keys(admin)),
+        guard: Guard::new(&[], &[]),
         loopback: true,
         max_outputs: 64,
+        updating: true,
+        paths: PathPolicy::Any,
     };
+    change(&mut serving);
     router(Arc::new(AppState::new(llm, serving)))
 }
 

@@ -19,7 +19,7 @@ async fn a_replacement_rises_and_the_old_one_lives_as_long_as_somebody_holds_it(
     assert!(!second.unchanged && second.adapter.digest != old.digest);
     assert_eq!(manager.get("a").await.unwrap().generation, second.adapter.generation);
     assert_eq!(manager.list().len(), 1);
-    assert_eq!((manager.list()[0].old_generations, manager.host_usage().0), (0 + 1, 2));
+    assert_eq!((manager.list()[0].old_generations, manager.host_usage().0), (1, 2));
     drop((first, old));
     assert_eq!((manager.list()[0].old_generations, manager.host_usage().0), (0, 1));
     let third = manager.load(LoadRequest::new(named("a", "shout")).in_place()).await.unwrap();

@@ -99,15 +99,15 @@ const PANICS: Script = |_| panic!("on purpose");
 const GATED: Script = |_| Err(ResolveError::denied("gated").with_code("adapter_source_gated"));
 const OTHER_BASE: Script = |_| Err(ResolveError::not_found("it is for another base model"));
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn ten_thousand_requests_for_one_name_are_one_resolve_and_one_load() {
     let (manager, calls) = resolving(|_| {}, &[POET]);
-    let gets = (0..10_000).map(|_| {
+    let mut gets = tokio::task::JoinSet::new();
+    for _ in 0..10_000 {
         let manager = manager.clone();
-        tokio::spawn(async move { manager.get("new").await.unwrap().generation })
-    });
-    let generations = futures::future::join_all(gets.collect::<Vec<_>>()).await;
-    let generations: Vec<u64> = generations.into_iter().map(Result::unwrap).collect();
+        gets.spawn(async move { manager.get("new").await.unwrap().generation });
+    }
+    let generations = gets.join_all().await;
     assert!(generations.iter().all(|&generation| generation == generations[0]));
     assert_eq!(asked(&calls), [1]);
     assert_eq!(manager.get("new").await.unwrap().generation, generations[0]);
