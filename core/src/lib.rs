@@ -10,6 +10,7 @@
 //! | [`runner`] | a step's plan into rows, through the model, to tokens |
 //! | [`model`] | architectures over a backend; checkpoints |
 //! | [`adapter`] | PEFT files to packed weights; names to generations |
+//! | [`plugin`] | resolver libraries: opening, comparing |
 //! | [`tokenizer`] | text to tokens and back, piece by piece |
 //! | [`metrics`] | every metric, once |
 //!
@@ -25,6 +26,7 @@ pub mod kv_cache;
 pub mod llm;
 pub mod metrics;
 pub mod model;
+pub mod plugin;
 pub mod request;
 pub mod runner;
 pub mod scheduler;
@@ -36,7 +38,7 @@ pub use engine::{EngineHandle, OutputStream};
 pub use error::{Error, ErrorKind, Result};
 pub use llm::{Llm, ModelInfo, Progress, Quiet};
 pub use loraplex_kernels::DType;
-pub use loraplex_plugin_sdk::LoraRequest;
+pub use loraplex_plugin_sdk::{LoraRequest, ResolverConfig};
 pub use request::{
     Finish, FinishReason, GenerateRequest, Output, OutputToken, SamplingParams, StopReason,
     TextOptions, TokenLogprobs,

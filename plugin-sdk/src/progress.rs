@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use abi_stable::std_types::RArc;
 
 thread_local! {
     /// The progress of the call whose future is being polled on this thread.
@@ -16,8 +17,14 @@ thread_local! {
 /// The host gives up a call whose count stands still for twice `--resolver-timeout`, and any call after 15 minutes. A
 /// resolver that answers within seconds need not bother; one that downloads takes [`Progress::current`] at the start of
 /// its call and advances it by the bytes that arrive. Clones share the count, so it can go to other tasks.
-#[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<AtomicU64>);
+#[derive(Debug, Clone)]
+pub struct Progress(RArc<AtomicUsize>);
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(RArc::new(AtomicUsize::new(0)))
+    }
+}
 
 impl Progress {
     /// The progress of the call that runs on this task; one that nobody reads outside of a call.
@@ -27,12 +34,21 @@ impl Progress {
 
     /// Something happened: `amount` bytes, or 1 for any step.
     pub fn advance(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
+        self.0.fetch_add(amount as usize, Ordering::Relaxed);
     }
 
     /// All that happened so far.
     pub fn total(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) as u64
+    }
+
+    pub(crate) fn of(shared: RArc<AtomicUsize>) -> Self {
+        Self(shared)
+    }
+
+    /// The count itself, which may cross to a plugin.
+    pub(crate) fn shared(&self) -> RArc<AtomicUsize> {
+        self.0.clone()
     }
 
     /// Runs `call` so that [`Progress::current`] inside it is this one.

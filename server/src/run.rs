@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use loraplex_core::{Llm, LoraRequest};
+use loraplex_core::adapter::ResolverRegistry;
+use loraplex_core::{Llm, LoraRequest, plugin};
 use tokio::net::{TcpListener, TcpSocket};
 
-use crate::config::{HttpConfig, ServerConfig};
+use crate::config::{HttpConfig, RuntimeConfig, ServerConfig};
 use crate::lora_modules::LoraModule;
 use crate::progress::Stderr;
 use crate::routes;
@@ -63,6 +64,8 @@ fn address(http: &HttpConfig) -> String {
 }
 
 async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
+    // Before a large model is read: a plugin that does not fit stops the start.
+    let resolvers = resolvers(&config.runtime)?;
     let engine = config.engine.clone();
     let model = engine.model.display().to_string();
     let llm = tokio::task::spawn_blocking(move || Llm::load(engine, &Stderr::new()))
@@ -72,6 +75,7 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
     for module in &config.lora_modules {
         load(&llm, module).await?;
     }
+    llm.adapters().install_resolvers(resolvers);
     let state = AppState::new(
         &llm,
         Serving {
@@ -90,6 +94,26 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
         return Err(anyhow!("--chat-template: {reason}"));
     }
     Ok((llm, routes::router(Arc::new(state))))
+}
+
+/// Opens the plugins, in the order in which they are asked.
+fn resolvers(runtime: &RuntimeConfig) -> Result<ResolverRegistry> {
+    let mut resolvers = ResolverRegistry::new();
+    if runtime.plugins.is_empty() {
+        return Ok(resolvers);
+    }
+    let folder = match &runtime.plugin_dir {
+        Some(folder) => folder.clone(),
+        None => {
+            let executable = std::env::current_exe().context("where this executable is")?;
+            executable.parent().map(Into::into).unwrap_or_default()
+        }
+    };
+    for (name, config) in runtime.plugins.iter().zip(&runtime.plugin_configs) {
+        resolvers.push(name.as_str(), plugin::open(&folder, name, config)?);
+        tracing::info!("resolver {name} is ready");
+    }
+    Ok(resolvers)
 }
 
 async fn load(llm: &Llm, module: &LoraModule) -> Result<()> {

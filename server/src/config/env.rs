@@ -80,7 +80,8 @@ pub(crate) fn home_dir() -> Option<PathBuf> {
     std::env::home_dir()
 }
 
-fn names(list: &str) -> Vec<String> {
+/// The items of a list with commas.
+pub(super) fn names(list: &str) -> Vec<String> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Into::into).collect()
 }
 

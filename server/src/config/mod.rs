@@ -11,7 +11,7 @@ mod validate;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use loraplex_core::EngineConfig;
+use loraplex_core::{EngineConfig, ResolverConfig};
 
 use crate::args::Settings;
 use crate::auth::Guard;
@@ -69,6 +69,8 @@ pub struct RuntimeConfig {
     pub paths: PathPolicy,
     /// Where their libraries are; the executable's own folder when `None`.
     pub plugin_dir: Option<PathBuf>,
+    /// What each plugin is told, in the same order.
+    pub plugin_configs: Vec<ResolverConfig>,
 }
 
 impl ServerConfig {
@@ -153,9 +155,26 @@ mod tests {
         let error = resolve("", &[("PLUGINS", "lora_filesystem_resolver")], "").unwrap_err();
         assert!(error.to_string().contains("ALLOW_RUNTIME_LORA_UPDATING"), "{error}");
         let both = [("VLLM_PLUGINS", "a,b"), ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", " True ")];
-        let error = resolve("", &both, "").unwrap_err();
-        assert!(error.to_string().contains("a, b"), "{error}");
+        assert_eq!(resolve("", &both, "").unwrap().runtime.plugins, ["a", "b"]);
         assert!(resolve("", &[("PLUGINS", "")], "").is_ok());
+    }
+
+    #[test]
+    fn a_plugin_is_told_its_table_the_variables_and_the_base_models_names() {
+        let env = [
+            ("PLUGINS", "a"),
+            ("ALLOW_RUNTIME_LORA_UPDATING", "1"),
+            ("LORA_RESOLVER_CACHE_DIR", "/adapters"),
+            ("LORA_RESOLVER_BASE_ALIASES", "org/base, other"),
+        ];
+        let file = "plugins: {a: {depth: 2}}\nserved_model_name: [served]\n";
+        let config = resolve("", &env, file).unwrap().runtime.plugin_configs.remove(0);
+        assert_eq!(config.table["depth"], 2);
+        assert_eq!(config.environment["LORA_RESOLVER_CACHE_DIR"], "/adapters");
+        let names = &config.base_model_names;
+        assert!(names[0].ends_with("/model") && names[1..] == ["served", "org/base", "other"]);
+        let error = resolve("", &[], "plugins: {b: {depth: 3}}").unwrap_err();
+        assert!(error.to_string().contains("plugins.b"), "{error}");
     }
 
     #[test]

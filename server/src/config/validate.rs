@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use loraplex_core::{
-    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, SchedulerConfig,
+    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, ResolverConfig,
+    SchedulerConfig,
 };
 
-use super::env::Environment;
+use super::env::{Environment, names};
 use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
 use crate::args::{DeviceName, LoadFormat, ModelDtype, Settings, UpdatePolicy};
 use crate::auth::Guard;
@@ -29,7 +30,6 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
         shutdown_timeout: Duration::from_secs(settings.shutdown_timeout.unwrap_or(30)),
     };
     ensure!(http.guard.keys_are_usable(), "--api-key and --admin-api-key must not be empty");
-    let runtime = runtime(&settings, environment, &http)?;
     let mut served_model_names = settings.served_model_name.clone();
     if served_model_names.is_empty() {
         served_model_names.push(model.to_owned());
@@ -38,6 +38,8 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
         served_model_names.iter().all(|name| !name.is_empty()),
         "--served-model-name must not be empty"
     );
+    let base_names = [vec![model.to_owned()], served_model_names.clone()].concat();
+    let runtime = runtime(&settings, environment, &http, base_names)?;
     let mut engine = EngineConfig {
         served_model_name: served_model_names.first().cloned(),
         ..engine(&settings, model_path)?
@@ -169,6 +171,7 @@ fn runtime(
     settings: &Settings,
     environment: &Environment,
     http: &HttpConfig,
+    base_names: Vec<String>,
 ) -> Result<RuntimeConfig> {
     let updating = environment.allow_runtime_lora_updating;
     let plugins = environment.plugins.clone();
@@ -179,7 +182,6 @@ fn runtime(
             "PLUGINS names {list}, but resolvers load adapters at run time and \
              ALLOW_RUNTIME_LORA_UPDATING is not 1: set it, or unset PLUGINS"
         );
-        bail!("PLUGINS names {list}, but this version has no resolver plugins yet: unset PLUGINS");
     }
     ensure!(
         !updating || http.is_loopback() || http.guard.has_admin_key(),
@@ -192,7 +194,40 @@ fn runtime(
         None if http.is_loopback() => PathPolicy::Any,
         None => PathPolicy::Below(Vec::new()),
     };
-    Ok(RuntimeConfig { updating, plugins, paths, plugin_dir: settings.plugin_dir.clone() })
+    let plugin_configs = plugin_configs(settings, environment, &plugins, base_names)?;
+    let plugin_dir = settings.plugin_dir.clone();
+    Ok(RuntimeConfig { updating, plugins, paths, plugin_dir, plugin_configs })
+}
+
+/// What each plugin is told: its own table, every `LORA_RESOLVER_*`, and what the base model is called.
+fn plugin_configs(
+    settings: &Settings,
+    environment: &Environment,
+    plugins: &[String],
+    mut base_names: Vec<String>,
+) -> Result<Vec<ResolverConfig>> {
+    if let Some(name) = settings.plugins.keys().find(|name| !plugins.contains(name)) {
+        bail!("the config file has a table plugins.{name}, but PLUGINS does not name {name}");
+    }
+    let aliases = environment.resolver.get("LORA_RESOLVER_BASE_ALIASES").map(String::as_str);
+    base_names.extend(names(aliases.unwrap_or_default()));
+    let variables = environment.resolver.iter();
+    let variables: serde_json::Map<_, _> =
+        variables.map(|(name, value)| (name.clone(), value.clone().into())).collect();
+    let tables = plugins.iter().map(|name| match settings.plugins.get(name) {
+        None => Ok(serde_json::Map::new()),
+        Some(serde_json::Value::Object(table)) => Ok(table.clone()),
+        Some(_) => bail!("plugins.{name} in the config file is no table"),
+    });
+    tables
+        .map(|table| {
+            let mut config = ResolverConfig::default();
+            config.table = table?;
+            config.environment = variables.clone();
+            config.base_model_names = base_names.clone();
+            Ok(config)
+        })
+        .collect()
 }
 
 /// The folders with their links resolved, as the paths are compared.
@@ -256,10 +291,6 @@ fn notes(settings: &Settings) -> Vec<String> {
     note(
         settings.lora_update_policy == Some(UpdatePolicy::Follow),
         "--lora-update-policy follow: adapters are not reloaded at run time yet; no effect",
-    );
-    note(
-        !settings.plugins.is_empty(),
-        "plugins: this version has no resolver plugins yet; the tables have no effect",
     );
     notes
 }
