@@ -1,7 +1,7 @@
 //! What operators and their machines ask: alive, which version, how much, what routes.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -12,10 +12,34 @@ use crate::state::App;
 /// Whether requests can be served
 #[utoipa::path(
     get, path = "/health",
+    params(("details" = Option<String>, Query, description = "With any value: how the resolvers fare")),
     responses((status = 200, description = "Yes"), (status = 503, description = "The engine is gone"))
 )]
-pub(crate) async fn health(State(app): State<App>) -> StatusCode {
-    if app.engine.is_alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+pub(crate) async fn health(State(app): State<App>, Query(asked): Query<Asked>) -> Response {
+    let alive = app.engine.is_alive();
+    let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if asked.details.is_none() {
+        return status.into_response();
+    }
+    let resolvers = app.adapters.resolvers_status();
+    let resolvers: Vec<Value> = resolvers
+        .iter()
+        .map(|resolver| {
+            json!({
+                "name": resolver.name,
+                "degraded": resolver.degraded,
+                "answered": resolver.answered,
+                "failed": resolver.failed,
+            })
+        })
+        .collect();
+    (status, Json(json!({ "engine": alive, "resolvers": resolvers }))).into_response()
+}
+
+/// What a probe may ask for.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Asked {
+    details: Option<String>,
 }
 
 /// The server's version

@@ -7,6 +7,7 @@ mod batching;
 mod hostile;
 mod lifecycle;
 mod numbers;
+mod resolving;
 mod starts;
 
 use loraplex_tests::{ServerProcess, root};

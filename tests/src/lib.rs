@@ -8,7 +8,7 @@ mod process;
 use std::path::{Path, PathBuf};
 
 pub use client::{Answer, Client};
-pub use process::{ServerProcess, run_to_end};
+pub use process::{ServerProcess, plugin_dir, run_to_end};
 
 /// The project's root.
 pub fn root() -> PathBuf {

@@ -124,6 +124,13 @@ pub fn run_to_end(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) 
     (child.wait().unwrap().code(), written())
 }
 
+/// Where cargo has put the plugins that these suites depend on.
+pub fn plugin_dir() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path
+}
+
 /// The binary beside the test's own, which cargo has built with it.
 fn binary() -> PathBuf {
     let mut path = std::env::current_exe().unwrap();

@@ -3,6 +3,7 @@
 //! How calls are guarded is [`ResolverRegistry`](crate::adapter::ResolverRegistry)'s matter. What this module must never
 //! do: unload a library (threads, wakers and thread-local destructors point into it), or call one before the comparison.
 
+mod elf;
 mod log;
 
 use std::path::Path;
@@ -38,6 +39,7 @@ pub fn open(folder: &Path, name: &str, config: &ResolverConfig) -> Result<Arc<dy
             "there is no such file; PLUGIN_DIR or --plugin-dir says where plugins are",
         ));
     }
+    elf::check(&file).map_err(|reason| refuse(&reason))?;
     let declaration = declaration(&file).map_err(|reason| refuse(&reason))?;
     let resolver = ForeignResolver::open(declaration, config, HostServices { log: log::line })
         .map_err(|misfit| {
