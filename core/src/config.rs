@@ -76,11 +76,18 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Requests that may wait; one more is refused.
     pub max_waiting: usize,
+    /// How long a request waits for room for its adapter on the device before it is refused.
+    pub adapter_wait: Duration,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        Self { max_num_seqs: 64, max_num_batched_tokens: 512, max_waiting: 1024 }
+        Self {
+            max_num_seqs: 64,
+            max_num_batched_tokens: 512,
+            max_waiting: 1024,
+            adapter_wait: Duration::from_secs(60),
+        }
     }
 }
 
@@ -112,6 +119,15 @@ pub enum CacheSize {
     Bytes(usize),
 }
 
+/// The device's room for adapters. Each takes its own size: smaller ranks leave room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolSize {
+    /// Room for this many of the largest rank on all linear modules.
+    Adapters(usize),
+    /// This many bytes.
+    Bytes(usize),
+}
+
 /// What adapters may cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoraConfig {
@@ -121,6 +137,8 @@ pub struct LoraConfig {
     pub max_rank: usize,
     /// Adapters held in host memory at most.
     pub max_host_adapters: usize,
+    /// The device's room for adapters.
+    pub pool: PoolSize,
     /// Bytes of host memory that adapters take at most.
     pub host_memory: Option<usize>,
     /// The base model's name, as resolvers are told it.
@@ -139,6 +157,7 @@ impl Default for LoraConfig {
             enabled: true,
             max_rank: 64,
             max_host_adapters: 1024,
+            pool: PoolSize::Adapters(8),
             host_memory: None,
             base_model: String::new(),
             resolver_timeout: Duration::from_secs(30),

@@ -33,14 +33,16 @@ pub mod scheduler;
 pub mod tokenizer;
 
 pub use adapter::{Adapter, AdapterManager};
-pub use config::{CacheConfig, CacheSize, Device, EngineConfig, LoraConfig, SchedulerConfig};
-pub use engine::{EngineHandle, OutputStream};
+pub use config::{
+    CacheConfig, CacheSize, Device, EngineConfig, LoraConfig, PoolSize, SchedulerConfig,
+};
+pub use engine::{EngineHandle, OutputStream, PauseMode};
 pub use error::{Error, ErrorKind, Result};
 pub use llm::{Llm, ModelInfo, Progress, Quiet};
 pub use loraplex_kernels::DType;
 pub use loraplex_plugin_sdk::{LoraRequest, ResolverConfig};
 pub use request::{
     Finish, FinishReason, GenerateRequest, Output, OutputToken, SamplingParams, StopReason,
-    TextOptions, TokenLogprobs,
+    TextOptions, TokenLogprobs, UpdatePolicy, Version,
 };
 pub use tokenizer::Tokenizer;

@@ -11,7 +11,7 @@ use crate::engine::EngineHandle;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::GenerationDefaults;
-use crate::request::{GenerateRequest, Output, SamplingParams, TextOptions};
+use crate::request::{GenerateRequest, Output, SamplingParams, TextOptions, UpdatePolicy};
 use crate::tokenizer::Tokenizer;
 
 /// What a loaded model is, for those who serve it.
@@ -115,6 +115,7 @@ impl Llm {
                 cache_salt: None,
                 priority: 0,
                 prompt_logprobs: None,
+                update_policy: UpdatePolicy::Pin,
             })?);
         }
         let mut outputs = Vec::with_capacity(streams.len());

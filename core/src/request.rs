@@ -23,6 +23,27 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// How many of the best tokens to report at each prompt position; `Some(0)` reports the prompt's own tokens.
     pub prompt_logprobs: Option<u32>,
+    /// What happens when the adapter's name gets a new generation before the output ends.
+    pub update_policy: UpdatePolicy,
+}
+
+/// What a request does when its adapter is replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UpdatePolicy {
+    /// Finishes on the generation that it started with.
+    #[default]
+    Pin,
+    /// Takes the new generation at its next token; keys and values of the old one stay in its cache.
+    Follow,
+}
+
+/// The adapter's content that made a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// The adapter's generation.
+    pub generation: u64,
+    /// The trainer's own version of it.
+    pub policy_version: Option<u64>,
 }
 
 /// How to draw tokens and when to stop.
@@ -118,6 +139,8 @@ pub struct OutputToken {
     pub id: u32,
     /// If log-probabilities were asked for.
     pub logprobs: Option<TokenLogprobs>,
+    /// The adapter's generation that drew it; `None` is the base.
+    pub version: Option<Version>,
 }
 
 /// Log-probabilities at one position, under the model's unmodified distribution.

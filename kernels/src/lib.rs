@@ -28,4 +28,6 @@ pub use args::{
 };
 pub use backend::{AdapterPacker, Backend, BufferKind, DeviceInfo, OpCounters, StepMode};
 pub use error::{KernelError, Result};
-pub use weights::{DType, HostData, HostTensor, LoraPart, LoraWeights, PackedAdapter, Part, Site};
+pub use weights::{
+    AlignedBytes, DType, HostData, HostTensor, LoraPart, LoraWeights, PackedAdapter, Part, Site,
+};

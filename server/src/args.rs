@@ -193,6 +193,10 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_update_policy: Option<UpdatePolicy>,
 
+    /// Seconds that a request waits for room for its adapter on the device, or for a newer generation (default: 60)
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_wait_timeout: Option<f64>,
     /// Seconds that a request waits for a resolver; the fetch goes on and the next request joins it (default: 30)
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
-use loraplex_core::{Adapter, GenerateRequest, Output, OutputStream, SamplingParams};
+use loraplex_core::{Adapter, GenerateRequest, Output, OutputStream, SamplingParams, UpdatePolicy};
 
 use crate::convert::Call;
 use crate::error::{ApiError, ApiResult};
@@ -33,11 +33,13 @@ impl Started {
         call: Call,
     ) -> ApiResult<Self> {
         let id = format!("{kind}-{}", request_id(headers, call.request_id.as_deref())?);
-        let adapter = app.adapter(call.model.as_deref()).await?;
+        let adapter = app.adapter_at_least(call.model.as_deref(), call.floor).await?;
         let mut outputs = Vec::with_capacity(call.prompts.len() * call.n);
         for index in 0..call.prompts.len() * call.n {
             // A failure drops, and so aborts, the ones before it.
-            outputs.push(app.engine.submit(request(&call, index, &id, adapter.as_ref()))?);
+            let mut request = request(&call, index, &id, adapter.as_ref());
+            request.update_policy = call.update_policy.unwrap_or(app.update_policy);
+            outputs.push(app.engine.submit(request)?);
         }
         let head = Head {
             created: now(),
@@ -77,6 +79,7 @@ fn request(call: &Call, index: usize, id: &str, adapter: Option<&Arc<Adapter>>) 
         cache_salt: call.cache_salt.clone(),
         priority: call.priority,
         prompt_logprobs: call.prompt_logprobs,
+        update_policy: UpdatePolicy::default(),
     }
 }
 

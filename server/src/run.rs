@@ -86,6 +86,8 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
             max_outputs: config.engine.scheduler.max_waiting,
             updating: config.runtime.updating,
             paths: config.runtime.paths.clone(),
+            update_policy: config.runtime.update_policy,
+            adapter_wait: config.engine.scheduler.adapter_wait,
         },
     );
     if config.engine.chat_template.is_some()

@@ -1,8 +1,10 @@
 //! What every handler sees.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use loraplex_core::{Adapter, AdapterManager, EngineHandle, ErrorKind, Llm};
+use loraplex_core::adapter::Floor;
+use loraplex_core::{Adapter, AdapterManager, EngineHandle, ErrorKind, Llm, UpdatePolicy};
 use tokio::sync::Semaphore;
 
 use crate::auth::Guard;
@@ -38,6 +40,10 @@ pub struct AppState {
     pub(crate) paths: PathPolicy,
     /// Whether there are control routes.
     pub(crate) updating: bool,
+    /// What requests do that say nothing when their adapter is replaced.
+    pub(crate) update_policy: UpdatePolicy,
+    /// How long a request waits for a newer generation.
+    pub(crate) adapter_wait: Duration,
     /// Uploads at once: each is in memory as a whole.
     pub(crate) uploads: Semaphore,
     /// Requests that are parsed and tokenised at once: more than cores would only hold memory.
@@ -61,6 +67,10 @@ pub struct Serving {
     pub updating: bool,
     /// Which local paths the control routes may name.
     pub paths: PathPolicy,
+    /// What requests do that say nothing when their adapter is replaced.
+    pub update_policy: UpdatePolicy,
+    /// How long a request waits for a newer generation.
+    pub adapter_wait: Duration,
 }
 
 impl AppState {
@@ -92,6 +102,8 @@ impl AppState {
             loopback: serving.loopback,
             updating: serving.updating,
             paths: serving.paths,
+            update_policy: serving.update_policy,
+            adapter_wait: serving.adapter_wait,
             uploads: Semaphore::new(UPLOADS),
             work: Arc::new(Semaphore::new(cores)),
         }
@@ -119,21 +131,50 @@ impl AppState {
 
     /// The adapter that `model` names; `None` for the base.
     pub(crate) async fn adapter(&self, model: Option<&str>) -> ApiResult<Option<Arc<Adapter>>> {
+        self.adapter_at_least(model, Floor::default()).await
+    }
+
+    /// As [`AppState::adapter`]; waits for weights that `floor` allows.
+    pub(crate) async fn adapter_at_least(
+        &self,
+        model: Option<&str>,
+        floor: Floor,
+    ) -> ApiResult<Option<Arc<Adapter>>> {
         let name = match model {
-            None | Some("") => return Ok(None),
-            Some(name) if self.served.iter().any(|served| served == name) => return Ok(None),
+            None | Some("") => return self.base(floor),
+            Some(name) if self.served.iter().any(|served| served == name) => {
+                return self.base(floor);
+            }
             Some(name) => name,
         };
         if name.len() > MAX_NAME_BYTES {
             let start: String = name.chars().take(32).collect();
             return Err(ApiError::unknown_model(&format!("{start}…"), &self.served, ""));
         }
-        match self.adapters.get(name).await {
+        let found = match floor == Floor::default() {
+            true => self.adapters.get(name).await,
+            false => {
+                let deadline = Instant::now() + self.adapter_wait;
+                self.adapters.get_at_least(name, floor, deadline).await
+            }
+        };
+        match found {
             Ok(adapter) => Ok(Some(adapter)),
             Err(error) if error.kind == ErrorKind::NotFound => {
                 Err(ApiError::unknown_model(name, &self.served, &error.message))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The base has no generations to wait for.
+    fn base(&self, floor: Floor) -> ApiResult<Option<Arc<Adapter>>> {
+        match floor == Floor::default() {
+            true => Ok(None),
+            false => Err(ApiError::param(
+                "model",
+                "`min_generation` and `min_policy_version` are an adapter's; `model` names the base",
+            )),
         }
     }
 

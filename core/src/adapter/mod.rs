@@ -24,6 +24,8 @@ mod resolve;
 mod resolvers;
 mod store;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -1,16 +1,17 @@
 //! The way into the engine's thread, for everybody else.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::{Command, Drain};
 use super::outputs::Sink;
+use super::pause::{Pause, PauseMode, PauseState};
 use super::stream::OutputStream;
 use super::{Engine, Outputs};
 use crate::adapter::Adapter;
@@ -20,7 +21,7 @@ use crate::kv_cache::BlockManager;
 use crate::metrics::Metrics;
 use crate::request::GenerateRequest;
 use crate::runner::Runner;
-use crate::scheduler::{Scheduler, SeqId, StepPlan};
+use crate::scheduler::{AdapterPool, Scheduler, SeqId, StepPlan};
 use crate::tokenizer::Tokenizer;
 
 /// What the engine's thread is started with.
@@ -38,6 +39,8 @@ pub struct EngineOptions {
     pub end_tokens: Arc<[u32]>,
     /// Seeds requests that bring none.
     pub seed: u64,
+    /// Bytes that adapters take on the device at most.
+    pub adapter_pool: usize,
     /// Where the engine counts.
     pub metrics: Arc<Metrics>,
 }
@@ -59,6 +62,8 @@ struct Shared {
     max_open: usize,
     max_model_len: usize,
     vocab_size: usize,
+    adapter_pool: usize,
+    paused: Arc<AtomicBool>,
 }
 
 /// One of the places that [`SchedulerConfig`] allows; given back on drop.
@@ -81,8 +86,12 @@ impl EngineHandle {
         let (sender, commands) = channel();
         let max_open = options.scheduler.max_waiting + options.scheduler.max_num_seqs;
         let (max_model_len, vocab_size) = (options.max_model_len, options.vocab_size);
+        let paused = Arc::<AtomicBool>::default();
+        let pool = AdapterPool::new(options.adapter_pool);
         let engine = Engine {
-            scheduler: Scheduler::new(options.scheduler, max_model_len),
+            scheduler: Scheduler::new(options.scheduler, max_model_len, pool),
+            pause: PauseState::default(),
+            paused: paused.clone(),
             blocks: options.blocks,
             runner,
             outputs: Outputs::default(),
@@ -109,6 +118,8 @@ impl EngineHandle {
                 max_open,
                 max_model_len,
                 vocab_size,
+                adapter_pool: options.adapter_pool,
+                paused,
             }),
         })
     }
@@ -151,6 +162,16 @@ impl EngineHandle {
             ))
             .with_param("max_tokens"));
         }
+        let pool = self.shared.adapter_pool;
+        if let Some(adapter) = &request.adapter
+            && adapter.bytes() > pool
+        {
+            return Err(Error::invalid(format!(
+                "LoRA adapter '{}' has {} bytes, the device's room for adapters is {pool} (--max-loras, --lora-pool-memory)",
+                adapter.name(),
+                adapter.bytes()
+            )));
+        }
         Ok(())
     }
 
@@ -161,21 +182,47 @@ impl EngineHandle {
 
     /// Forgets cached prefixes that nobody uses. True when none remains.
     pub async fn reset_prefix_cache(&self) -> Result<bool> {
-        let (done, answer) = oneshot::channel();
-        self.send(Command::ResetPrefixCache(done))?;
-        answer.await.map_err(|_| gone())
+        self.ask(Command::ResetPrefixCache).await
     }
 
-    /// A name points to `new` from here on. Ends at a step boundary; sequences under way finish on what they have.
-    pub async fn replace(&self, _new: Arc<Adapter>) -> Result<()> {
-        self.release_adapters().await
+    /// A name points to `new` from here on. Ends at a step boundary; sequences under way finish on what they have,
+    /// unless they follow: these take it at their next token.
+    pub async fn replace(&self, new: Arc<Adapter>) -> Result<()> {
+        self.ask(|done| Command::Replace(new, done)).await
+    }
+
+    /// Stops the flow of tokens. Ends when the mode's condition holds: nothing runs (`Abort`, `Wait`) or nothing moves
+    /// (`Keep`). The engine goes on by itself after `lease`, if there is one.
+    pub async fn pause(
+        &self,
+        mode: PauseMode,
+        clear_cache: bool,
+        lease: Option<Duration>,
+    ) -> Result<()> {
+        let until = lease.map(|lease| Instant::now() + lease);
+        let pause = Pause { mode, clear_cache, until };
+        self.ask(|done| Command::Pause(pause, done)).await
+    }
+
+    /// Ends a pause, if there is one.
+    pub async fn resume(&self) -> Result<()> {
+        self.ask(Command::Resume).await
+    }
+
+    /// Whether the engine is paused.
+    pub fn is_paused(&self) -> bool {
+        self.shared.paused.load(Ordering::Relaxed)
+    }
+
+    /// Ends the requests with these ids, or all; their streams get the tokens so far and
+    /// [`FinishReason::Abort`](crate::FinishReason::Abort). Returns how many sequences ended.
+    pub async fn abort_requests(&self, requests: Option<Vec<String>>) -> Result<usize> {
+        self.ask(|done| Command::AbortRequests(requests, done)).await
     }
 
     /// Gives back what the device holds of generations that nobody uses any more. Ends at a step boundary.
     pub async fn release_adapters(&self) -> Result<()> {
-        let (done, answer) = oneshot::channel();
-        self.send(Command::ReleaseAdapters(done))?;
-        answer.await.map_err(|_| gone())
+        self.ask(Command::ReleaseAdapters).await
     }
 
     /// Whether the engine's thread runs.
@@ -207,6 +254,12 @@ impl EngineHandle {
         {
             tracing::error!("the engine's thread has panicked");
         }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (done, answer) = oneshot::channel();
+        self.send(command(done))?;
+        answer.await.map_err(|_| gone())
     }
 
     fn send(&self, command: Command) -> Result<()> {

@@ -5,12 +5,14 @@
 mod command;
 mod handle;
 mod outputs;
+mod pause;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Instant;
 
 use loraplex_kernels::StepOutput;
@@ -20,13 +22,15 @@ use crate::kv_cache::BlockManager;
 use crate::metrics::{Metrics, StepReport};
 use crate::request::FinishReason;
 use crate::runner::Runner;
-use crate::scheduler::{Scheduler, Sequence, StepPlan};
+use crate::scheduler::{Scheduler, SeqId, Sequence, StepPlan};
 
 pub use handle::{EngineHandle, EngineOptions};
+pub use pause::PauseMode;
 pub use stream::OutputStream;
 
 use command::{Command, Drain};
 use outputs::Outputs;
+use pause::{PauseMode as Mode, PauseState};
 
 /// Everything that a step touches. One thread owns it; see [`EngineHandle::start`].
 #[derive(Debug)]
@@ -42,6 +46,9 @@ struct Engine {
     plan: StepPlan,
     results: StepOutput,
     stopping: bool,
+    pause: PauseState,
+    /// Whether it is paused, for those who ask from outside.
+    paused: Arc<AtomicBool>,
     /// Set when the sets of running and waiting adapters may have changed.
     adapters_moved: bool,
 }
@@ -53,11 +60,12 @@ impl Engine {
             if !self.take_commands() {
                 break;
             }
-            if self.scheduler.has_work() {
+            if self.scheduler.has_work() && !self.pause.is_frozen() {
                 self.step();
             } else if self.stopping {
                 break;
             }
+            self.settle();
         }
         // Whoever still listens learns that nothing more comes.
         for sequence in self.scheduler.abort_all(&mut self.blocks) {
@@ -67,12 +75,24 @@ impl Engine {
 
     /// Takes what is queued; waits when there is nothing else to do. False when nobody can send any more.
     fn take_commands(&mut self) -> bool {
-        if !self.scheduler.has_work() && !self.stopping {
+        if (!self.scheduler.has_work() || self.pause.is_frozen()) && !self.stopping {
             self.report();
-            match self.commands.recv() {
+            let received = match self.pause.until() {
+                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.commands.recv_timeout(left)
+                }
+            };
+            match received {
                 Ok(command) => self.obey(command),
-                Err(_) => return false,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
+        }
+        if self.pause.until().is_some_and(|until| until <= Instant::now()) {
+            tracing::warn!("a pause has reached its end without a resume: going on");
+            self.resume();
         }
         loop {
             match self.commands.try_recv() {
@@ -89,8 +109,8 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit { id, request, arrival, sink } => {
-                if self.stopping {
-                    sink.fail(stopped());
+                if self.stopping || self.pause.refuses() {
+                    sink.fail(if self.stopping { stopped() } else { paused() });
                     return;
                 }
                 // Requests without a seed differ from each other, and a run is repeated by the server's seed.
@@ -101,32 +121,89 @@ impl Engine {
                 self.scheduler.add(sequence);
             }
             Command::Abort(id) => {
-                if let Some(sequence) = self.scheduler.abort(id, &mut self.blocks) {
-                    self.end(sequence, FinishReason::Abort);
-                }
+                self.abort(id);
             }
             Command::ResetPrefixCache(done) => {
-                // A receiver that left does not want the answer.
                 let _ = done.send(self.blocks.reset_cache());
             }
+            Command::AbortRequests(requests, done) => {
+                let ids = match requests {
+                    Some(requests) => self.scheduler.of_requests(&requests),
+                    None => self.scheduler.ids(),
+                };
+                for &id in &ids {
+                    self.abort(id);
+                }
+                // A receiver that left does not want the answer; the same below.
+                let _ = done.send(ids.len());
+            }
+            Command::Replace(new, done) => {
+                self.scheduler.flip(&new);
+                drop(new);
+                self.release_unused_adapters();
+                let _ = done.send(());
+            }
             Command::ReleaseAdapters(done) => {
-                self.runner.release_unused_adapters();
-                // A receiver that left does not want the answer.
+                self.release_unused_adapters();
+                let _ = done.send(());
+            }
+            Command::Pause(pause, done) => {
+                if pause.mode == Mode::Abort {
+                    self.abort_all();
+                }
+                self.pause.start(&pause, done);
+                self.paused.store(true, Ordering::Relaxed);
+            }
+            Command::Resume(done) => {
+                self.resume();
                 let _ = done.send(());
             }
             Command::Stop(drain) => {
                 self.stopping = true;
+                // What runs is to finish, so it must not stand still.
+                self.resume();
                 if drain == Drain::Abort {
-                    for sequence in self.scheduler.abort_all(&mut self.blocks) {
-                        self.end(sequence, FinishReason::Abort);
-                    }
+                    self.abort_all();
                 }
             }
         }
     }
 
+    fn abort(&mut self, id: SeqId) {
+        if let Some(sequence) = self.scheduler.abort(id, &mut self.blocks) {
+            self.end(sequence, FinishReason::Abort);
+        }
+    }
+
+    fn abort_all(&mut self) {
+        for sequence in self.scheduler.abort_all(&mut self.blocks) {
+            self.end(sequence, FinishReason::Abort);
+        }
+    }
+
+    fn resume(&mut self) {
+        self.pause.end();
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
+    /// Tells those who have asked for a pause that it holds.
+    fn settle(&mut self) {
+        if self.pause.settle(self.scheduler.has_work()) {
+            self.blocks.reset_cache();
+        }
+    }
+
+    fn release_unused_adapters(&mut self) {
+        self.scheduler.release_unused_adapters();
+        self.runner.release_unused_adapters();
+    }
+
     fn step(&mut self) {
         self.scheduler.schedule(&mut self.plan, &mut self.blocks);
+        for sequence in self.scheduler.expire(Instant::now(), &mut self.blocks) {
+            self.outputs.fail(sequence.id, &no_room(&sequence));
+            self.adapters_moved = true;
+        }
         if self.plan.is_empty() {
             return;
         }
@@ -175,7 +252,7 @@ impl Engine {
         }
         if adapter_ended {
             self.adapters_moved = true;
-            self.runner.release_unused_adapters();
+            self.release_unused_adapters();
         }
     }
 
@@ -194,7 +271,7 @@ impl Engine {
         if sequence.adapter.is_some() {
             drop(sequence);
             self.adapters_moved = true;
-            self.runner.release_unused_adapters();
+            self.release_unused_adapters();
         }
     }
 
@@ -217,6 +294,17 @@ impl Engine {
             operations: self.runner.counters(),
         });
     }
+}
+
+fn paused() -> Error {
+    Error::unavailable("the engine is paused; /resume ends it")
+}
+
+fn no_room(sequence: &Sequence) -> Error {
+    let name = sequence.adapter.as_ref().map_or("", |adapter| adapter.name());
+    Error::unavailable(format!(
+        "LoRA adapter '{name}' found no room on the device in time: all of it is in use (--max-loras, --lora-pool-memory)"
+    ))
 }
 
 fn stopped() -> Error {

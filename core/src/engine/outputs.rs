@@ -8,7 +8,7 @@ use loraplex_kernels::StepOutput;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::error::Error;
-use crate::request::{FinishReason, TokenLogprobs};
+use crate::request::{FinishReason, TokenLogprobs, Version};
 use crate::scheduler::{Ending, SeqId, Sequence};
 
 /// What a stream is told. Their number is bounded by the request's own `max_tokens`, so the channel needs no bound and
@@ -20,7 +20,13 @@ pub(super) enum Event {
     /// Log-probabilities of the next prompt tokens.
     Scored(Vec<TokenLogprobs>),
     /// The next token, and how it ended the output if it did.
-    Token { id: u32, logprobs: Option<Box<TokenLogprobs>>, ending: Option<Ending> },
+    Token {
+        id: u32,
+        logprobs: Option<Box<TokenLogprobs>>,
+        /// What drew it.
+        version: Option<Version>,
+        ending: Option<Ending>,
+    },
     /// The output ended without a token.
     Ended(FinishReason),
     /// It failed.
@@ -87,7 +93,8 @@ impl Outputs {
         sink.last_token = Some(now);
         let ended = ending.is_some();
         let logprobs = sequence.params.logprobs.map(|_| Box::new(logprobs(results, at)));
-        sink.send(Event::Token { id: results.tokens[at], logprobs, ending });
+        let version = sequence.version();
+        sink.send(Event::Token { id: results.tokens[at], logprobs, version, ending });
         if ended {
             self.sinks.remove(&sequence.id);
         }

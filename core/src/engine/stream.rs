@@ -97,12 +97,13 @@ impl OutputStream {
             Event::Scored(scores) => {
                 self.prompt_logprobs.get_or_insert_default().extend(scores.into_iter().map(Some));
             }
-            Event::Token { id, logprobs, ending } => {
+            Event::Token { id, logprobs, version, ending } => {
                 if output.prompt_logprobs.is_none() {
                     output.prompt_logprobs = self.prompt_logprobs.take();
                 }
                 let stop = self.text.push(id, ending.as_ref(), &mut output.text);
-                output.tokens.push(OutputToken { id, logprobs: logprobs.map(|boxed| *boxed) });
+                let logprobs = logprobs.map(|boxed| *boxed);
+                output.tokens.push(OutputToken { id, logprobs, version });
                 output.finish = match stop {
                     Some(text) => {
                         let stop = Some(StopReason::Text(text));

@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 use super::*;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
-use crate::request::{GenerateRequest, SamplingParams, TextOptions};
+use crate::request::{GenerateRequest, SamplingParams, TextOptions, UpdatePolicy};
 use crate::scheduler::Sequences;
 use crate::tokenizer::Tokenizer;
 
@@ -48,7 +48,12 @@ impl Runner for Counting {
 }
 
 fn engine(max_waiting: usize) -> EngineHandle {
-    let scheduler = SchedulerConfig { max_num_seqs: 2, max_num_batched_tokens: 8, max_waiting };
+    let scheduler = SchedulerConfig {
+        max_num_seqs: 2,
+        max_num_batched_tokens: 8,
+        max_waiting,
+        ..SchedulerConfig::default()
+    };
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/smollm2/tokenizer");
     let tokenizer = Arc::new(Tokenizer::from_folder(folder.as_ref()).unwrap());
     let options = EngineOptions {
@@ -58,6 +63,7 @@ fn engine(max_waiting: usize) -> EngineHandle {
         blocks: BlockManager::new(16, 4, true),
         end_tokens: [2].into(),
         seed: 0,
+        adapter_pool: 100,
         metrics: Arc::new(Metrics::new("test", 1)),
     };
     EngineHandle::start(Box::new(Counting::default()), tokenizer, options).unwrap()
@@ -73,6 +79,7 @@ fn request(first: u32, max_tokens: u32) -> GenerateRequest {
         cache_salt: None,
         priority: 0,
         prompt_logprobs: None,
+        update_policy: UpdatePolicy::Pin,
     }
 }
 

@@ -63,6 +63,12 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
             blocks,
             end_tokens: info.eos_token_ids.as_slice().into(),
             seed: config.seed,
+            adapter_pool: memory::adapter_pool(
+                config.lora.pool,
+                config.lora.max_rank,
+                &model,
+                built.dtype,
+            ),
             metrics: metrics.clone(),
         },
     )?;
@@ -78,6 +84,7 @@ struct Built {
     max_model_len: usize,
     blocks: usize,
     device: String,
+    dtype: DType,
 }
 
 fn build<B: Backend>(
@@ -112,6 +119,7 @@ fn build<B: Backend>(
         max_model_len,
         blocks: kv.blocks,
         device: device.name,
+        dtype: device.dtype,
     })
 }
 

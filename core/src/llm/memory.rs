@@ -2,8 +2,9 @@
 
 use loraplex_kernels::{DType, KvShape};
 
-use crate::config::{CacheConfig, CacheSize};
+use crate::config::{CacheConfig, CacheSize, PoolSize};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 
 /// Taken for the cache when the system does not say what is free.
 const FALLBACK: usize = 1 << 30;
@@ -29,6 +30,27 @@ pub(super) fn kv_blocks(
 /// Bytes of K and V that a token takes.
 pub(super) fn token_bytes(shape: &KvShape, dtype: DType) -> usize {
     shape.elements_per_token() * dtype.size()
+}
+
+/// Bytes of the device that adapters may take.
+pub(super) fn adapter_pool(
+    size: PoolSize,
+    max_rank: usize,
+    model: &ModelConfig,
+    dtype: DType,
+) -> usize {
+    match size {
+        PoolSize::Bytes(bytes) => bytes,
+        PoolSize::Adapters(adapters) => {
+            let (hidden, q, kv, ffn) =
+                (model.hidden_size, model.q_size(), model.kv_size(), model.ffn_size);
+            // Inputs and outputs of q, k and v, o, gate and up, down.
+            let widths = (hidden + q) + 2 * (hidden + kv) + (q + hidden) + 3 * (hidden + ffn);
+            let one = widths * max_rank * model.layers * dtype.size();
+            // A backend's layout rounds ranks and rows up to whole vectors.
+            adapters.saturating_mul(one + one / 8)
+        }
+    }
 }
 
 /// The model's length under a cache of `blocks` blocks: what was asked for must fit, the model's own limit is cut.

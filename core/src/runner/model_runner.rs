@@ -86,6 +86,9 @@ fn segments<'a, B: Backend>(
 
 impl<B: Backend> Runner for ModelRunner<B> {
     fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+        for generation in &plan.evicted {
+            self.residents.remove(generation);
+        }
         self.make_resident(plan, sequences)?;
         self.batch.fill(plan, sequences, self.block_size);
         let segments = segments(plan, sequences, &self.residents);

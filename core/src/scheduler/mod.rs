@@ -4,18 +4,28 @@
 //! token budget, so a long prompt never stops the others' tokens. A sequence that finds no block takes those of the
 //! least important one, which starts over later and gives the same tokens.
 //!
+//! An adapter needs room on the device. A request that finds none is passed by others, so that base requests and those of
+//! resident adapters go on, but not for ever: when too many have passed, the adapters with the fewest sequences take no
+//! new ones until there is room.
+//!
 //! What this module must never do: I/O, read a clock, touch a device.
 
+mod adapter_pool;
 mod plan;
 mod sequence;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Instant;
 
+use crate::adapter::Adapter;
 use crate::config::SchedulerConfig;
 use crate::kv_cache::{BlockManager, BlockTable};
 
+pub use adapter_pool::{AdapterPool, PoolStats};
 pub use plan::{Chunk, Slot, StepPlan};
 pub use sequence::{Ending, SeqId, Sequence};
 
@@ -32,6 +42,13 @@ pub struct Scheduler {
     running: Vec<Slot>,
     waiting: BTreeMap<Rank, Slot>,
     slots: HashMap<SeqId, Slot>,
+    pool: AdapterPool,
+    /// Successors that running sequences are to take when there is room for them.
+    flips: Vec<Arc<Adapter>>,
+    /// Sequences that found no room for their adapter in the last step.
+    deferred: Vec<Slot>,
+    /// Generations that take no new sequences, so that somebody who has waited too long finds room.
+    victims: Vec<u64>,
 }
 
 /// Sequences by [`Slot`].
@@ -72,8 +89,12 @@ impl Sequences {
 
 impl Scheduler {
     /// A scheduler for sequences of at most `max_model_len` tokens, each of which fits the pool of blocks alone.
-    pub fn new(config: SchedulerConfig, max_model_len: usize) -> Self {
+    pub fn new(config: SchedulerConfig, max_model_len: usize, pool: AdapterPool) -> Self {
         Self {
+            pool,
+            flips: Vec::new(),
+            deferred: Vec::new(),
+            victims: Vec::new(),
             config,
             max_model_len,
             sequences: Sequences::default(),
@@ -95,6 +116,64 @@ impl Scheduler {
     pub fn abort(&mut self, id: SeqId, blocks: &mut BlockManager) -> Option<Sequence> {
         let slot = *self.slots.get(&id)?;
         Some(self.remove(slot, blocks))
+    }
+
+    /// The ids of all sequences.
+    pub fn ids(&self) -> Vec<SeqId> {
+        self.slots.keys().copied().collect()
+    }
+
+    /// The ids of sequences whose request is one of `requests`, or a part of one.
+    pub fn of_requests(&self, requests: &[String]) -> Vec<SeqId> {
+        let names = |sequence: &Sequence| {
+            requests.iter().any(|request| {
+                let rest = sequence.request.strip_prefix(request.as_str());
+                rest.is_some_and(|rest| {
+                    let index = rest.strip_prefix('-').unwrap_or("?");
+                    rest.is_empty() || index.bytes().all(|byte| byte.is_ascii_digit())
+                })
+            })
+        };
+        let all = self.slots.values().map(|&slot| self.sequences.get(slot));
+        all.filter(|sequence| names(sequence)).map(|sequence| sequence.id).collect()
+    }
+
+    /// `new` succeeds the earlier generations of its name for the sequences that follow: those that wait take it now,
+    /// those that run at the next step that has room for it.
+    pub fn flip(&mut self, new: &Arc<Adapter>) {
+        for &slot in self.waiting.values() {
+            let sequence = self.sequences.get_mut(slot);
+            if sequence.follows(new) {
+                sequence.take(new.clone());
+            }
+        }
+        self.flips.retain(|older| older.name() != new.name());
+        if self.running.iter().any(|&slot| self.sequences.get(slot).follows(new)) {
+            self.flips.push(new.clone());
+        }
+    }
+
+    /// Takes out the sequences that have waited for room for their adapter longer than they should.
+    pub fn expire(&mut self, now: Instant, blocks: &mut BlockManager) -> Vec<Sequence> {
+        let wait = self.config.adapter_wait;
+        let sequences = &self.sequences;
+        let late = |slot: &Slot| {
+            let sequence = sequences.get(*slot);
+            sequence.preemptions == 0 && now.saturating_duration_since(sequence.arrival) > wait
+        };
+        let late: Vec<Slot> = self.deferred.iter().copied().filter(late).collect();
+        self.deferred.retain(|slot| !late.contains(slot));
+        late.into_iter().map(|slot| self.remove(slot, blocks)).collect()
+    }
+
+    /// Forgets what the device holds of generations that nobody uses any more.
+    pub fn release_unused_adapters(&mut self) {
+        self.pool.release_unused();
+    }
+
+    /// What the device holds of adapters.
+    pub fn pool(&self) -> PoolStats {
+        self.pool.stats()
     }
 
     /// Takes everything out.
@@ -134,6 +213,7 @@ impl Scheduler {
     /// Fills `plan` with the next step. Empty only when there is no work.
     pub fn schedule(&mut self, plan: &mut StepPlan, blocks: &mut BlockManager) {
         plan.clear();
+        self.take_successors(plan);
         let mut budget = self.config.max_num_batched_tokens;
         loop {
             self.plan_decodes(plan, &mut budget, blocks);
@@ -190,9 +270,66 @@ impl Scheduler {
         }
     }
 
+    /// Running sequences that follow take their adapter's successor, if it has room once they have given theirs back.
+    fn take_successors(&mut self, plan: &mut StepPlan) {
+        let mut flips = std::mem::take(&mut self.flips);
+        flips.retain(|new| {
+            let sequences = &self.sequences;
+            let followers = self.running.iter().filter(|&&slot| sequences.get(slot).follows(new));
+            let followers: Vec<Slot> = followers.copied().collect();
+            for &slot in &followers {
+                self.end_lease(slot);
+            }
+            let fits = self.pool.can_lease(new);
+            for &slot in &followers {
+                let sequence = self.sequences.get_mut(slot);
+                if fits {
+                    sequence.take(new.clone());
+                }
+                let adapter = sequence.adapter.as_ref().expect("a follower has an adapter");
+                self.pool.lease(adapter, &mut plan.evicted);
+            }
+            !fits
+        });
+        self.flips = flips;
+    }
+
+    fn end_lease(&mut self, slot: Slot) {
+        if let Some(generation) = self.sequences.get(slot).generation() {
+            self.pool.release(generation);
+        }
+    }
+
+    /// Whether a waiting sequence may have its adapter on the device now.
+    fn may_lease(&mut self, slot: Slot) -> bool {
+        let patience = self.config.max_num_seqs;
+        let sequence = self.sequences.get_mut(slot);
+        let Some(adapter) = &sequence.adapter else { return true };
+        // While somebody's room is being made, nobody else's adapter takes it.
+        let reserved = !self.victims.is_empty()
+            && (self.victims.contains(&adapter.generation) || !self.pool.holds(adapter.generation));
+        if !reserved && self.pool.can_lease(adapter) {
+            return true;
+        }
+        sequence.deferred = true;
+        if self.victims.is_empty() && sequence.overtaken >= patience {
+            self.pool.victims(adapter.bytes(), &mut self.victims);
+        }
+        self.deferred.push(slot);
+        false
+    }
+
     fn admit(&mut self, plan: &mut StepPlan, budget: &mut usize, blocks: &mut BlockManager) {
+        self.deferred.clear();
+        self.victims.clear();
+        let mut last = Bound::Unbounded;
         while *budget > 0 && self.running.len() < self.config.max_num_seqs {
-            let Some((&rank, &slot)) = self.waiting.first_key_value() else { break };
+            let mut rest = self.waiting.range((last, Bound::Unbounded));
+            let Some((&rank, &slot)) = rest.next() else { break };
+            last = Bound::Excluded(rank);
+            if !self.may_lease(slot) {
+                continue;
+            }
             let sequence = self.sequences.get_mut(slot);
             // Prompt log-probabilities need every row computed.
             if sequence.prompt_logprobs.is_none() {
@@ -204,10 +341,18 @@ impl Scheduler {
                 <= blocks.available().saturating_sub(self.reserve(blocks));
             let sequence = self.sequences.get_mut(slot);
             if !fits || !blocks.grow(&mut sequence.table, sequence.computed + rows) {
-                sequence.computed = 0;
+                sequence.forget_computed();
                 blocks.release(std::mem::take(&mut sequence.table));
                 break;
             }
+            sequence.deferred = false;
+            if let Some(adapter) = &sequence.adapter {
+                self.pool.lease(adapter, &mut plan.evicted);
+            }
+            for &passed in &self.deferred {
+                self.sequences.get_mut(passed).overtaken += 1;
+            }
+            let sequence = self.sequences.get_mut(slot);
             if sequence.preemptions == 0 {
                 sequence.cached_tokens = sequence.computed;
                 blocks.count_lookup(sequence.prompt_len, sequence.computed);
@@ -233,9 +378,10 @@ impl Scheduler {
     fn preempt_last(&mut self, plan: &mut StepPlan, blocks: &mut BlockManager) {
         let slot = self.running.pop().expect("somebody holds the blocks");
         debug_assert!(plan.chunks.iter().all(|chunk| chunk.slot != slot));
+        self.end_lease(slot);
         let sequence = self.sequences.get_mut(slot);
         blocks.release(std::mem::take(&mut sequence.table));
-        sequence.computed = 0;
+        sequence.forget_computed();
         sequence.preemptions += 1;
         self.waiting.insert((sequence.priority, sequence.id), slot);
         plan.preempted += 1;
@@ -253,7 +399,9 @@ impl Scheduler {
         sequence.computed = chunk.first + chunk.rows;
         sequence.scored = sequence.scored.max(chunk.scores.end);
         let computed = sequence.computed;
-        blocks.publish(sequence.key, &mut sequence.table, &sequence.tokens, computed);
+        if !sequence.mixed {
+            blocks.publish(sequence.key, &mut sequence.table, &sequence.tokens, computed);
+        }
         sequence.tokens.push(token?);
         sequence.ending(self.max_model_len)
     }
@@ -268,6 +416,11 @@ impl Scheduler {
         self.slots.remove(&sequence.id);
         if self.waiting.remove(&(sequence.priority, sequence.id)).is_none() {
             self.running.retain(|&running| running != slot);
+            if let Some(generation) = sequence.generation() {
+                self.pool.release(generation);
+            }
+        } else {
+            self.deferred.retain(|&deferred| deferred != slot);
         }
         blocks.release(std::mem::take::<BlockTable>(&mut sequence.table));
         sequence

@@ -35,6 +35,8 @@ pub struct StepPlan {
     pub chunks: Vec<Chunk>,
     /// Sequences admitted in this step.
     pub admitted: Vec<Slot>,
+    /// Generations that leave the device before the step.
+    pub evicted: Vec<u64>,
     /// How many sequences gave their blocks back to let others go on.
     pub preempted: usize,
 }
@@ -53,6 +55,7 @@ impl StepPlan {
     pub(super) fn clear(&mut self) {
         self.chunks.clear();
         self.admitted.clear();
+        self.evicted.clear();
         self.preempted = 0;
     }
 }

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use crate::adapter::Adapter;
 use crate::kv_cache::{BlockTable, PrefixKey};
-use crate::request::{FinishReason, GenerateRequest, SamplingParams, StopReason};
+use crate::request::{
+    FinishReason, GenerateRequest, SamplingParams, StopReason, UpdatePolicy, Version,
+};
 
 /// Names a sequence for as long as the engine runs; rising with arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +18,8 @@ pub struct SeqId(pub u64);
 pub struct Sequence {
     /// Its name.
     pub id: SeqId,
+    /// The request's own id, for aborts.
+    pub request: String,
     /// When the engine took it.
     pub arrival: Instant,
     /// Lower runs earlier.
@@ -32,8 +36,18 @@ pub struct Sequence {
     pub table: BlockTable,
     /// Under which its blocks are shared.
     pub key: PrefixKey,
+    /// Keeps its cached blocks apart from those of other salts.
+    salt: Option<String>,
     /// The generation that its tokens come from; `None` is the base.
     pub adapter: Option<Arc<Adapter>>,
+    /// What happens when that gets a successor.
+    pub update_policy: UpdatePolicy,
+    /// Its blocks hold keys and values of two generations: they are nobody else's.
+    pub mixed: bool,
+    /// Whether it waits for room for its adapter.
+    pub deferred: bool,
+    /// Later requests that were admitted while it was deferred.
+    pub overtaken: usize,
     /// How to draw.
     pub params: SamplingParams,
     /// Seeds its draws.
@@ -76,6 +90,7 @@ impl Sequence {
         tokens.reserve_exact(params.max_tokens as usize);
         Self {
             id,
+            request: request.id,
             arrival,
             priority: request.priority,
             tokens,
@@ -85,7 +100,12 @@ impl Sequence {
             scored: 1,
             table: BlockTable::default(),
             key: PrefixKey::new(generation, request.cache_salt.as_deref()),
+            salt: request.cache_salt,
             adapter: request.adapter,
+            update_policy: request.update_policy,
+            mixed: false,
+            deferred: false,
+            overtaken: 0,
             seed: params.seed.unwrap_or(seed),
             params,
             prompt_logprobs: request.prompt_logprobs,
@@ -109,6 +129,35 @@ impl Sequence {
     /// The adapter's generation; `None` is the base.
     pub fn generation(&self) -> Option<u64> {
         self.adapter.as_ref().map(|adapter| adapter.generation)
+    }
+
+    /// What its next token comes from.
+    pub fn version(&self) -> Option<Version> {
+        self.adapter.as_ref().map(|adapter| Version {
+            generation: adapter.generation,
+            policy_version: adapter.policy_version,
+        })
+    }
+
+    /// Whether `new` succeeds its adapter and it wants that.
+    pub(super) fn follows(&self, new: &Adapter) -> bool {
+        self.update_policy == UpdatePolicy::Follow
+            && self.adapter.as_ref().is_some_and(|adapter| {
+                adapter.generation < new.generation && adapter.name() == new.name()
+            })
+    }
+
+    /// Goes on with `new`. What it has computed stays as it is.
+    pub(super) fn take(&mut self, new: Arc<Adapter>) {
+        self.mixed = self.computed > 0;
+        self.key = PrefixKey::new(Some(new.generation), self.salt.as_deref());
+        self.adapter = Some(new);
+    }
+
+    /// Starts over: its blocks have gone back.
+    pub(super) fn forget_computed(&mut self) {
+        self.computed = 0;
+        self.mixed = false;
     }
 
     /// Whether its last token ends it.

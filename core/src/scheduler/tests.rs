@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::*;
-use crate::request::{FinishReason, GenerateRequest, SamplingParams, StopReason, TextOptions};
+use crate::adapter::testing::adapter;
+use crate::request::{
+    FinishReason, GenerateRequest, SamplingParams, StopReason, TextOptions, UpdatePolicy,
+};
 
 struct Scene {
     scheduler: Scheduler,
@@ -18,10 +21,13 @@ struct Scene {
 impl Scene {
     /// Steps of `rows` rows and `seqs` sequences over `blocks` blocks of 4 tokens.
     fn new(rows: usize, seqs: usize, blocks: usize) -> Self {
-        let config =
-            SchedulerConfig { max_num_seqs: seqs, max_num_batched_tokens: rows, max_waiting: 100 };
+        let config = SchedulerConfig {
+            max_num_seqs: seqs,
+            max_num_batched_tokens: rows,
+            ..SchedulerConfig::default()
+        };
         Self {
-            scheduler: Scheduler::new(config, blocks * 4),
+            scheduler: Scheduler::new(config, blocks * 4, AdapterPool::new(30)),
             blocks: BlockManager::new(blocks, 4, true),
             next: 0,
             endings: Vec::new(),
@@ -47,6 +53,7 @@ impl Scene {
             cache_salt: None,
             priority: 0,
             prompt_logprobs: None,
+            update_policy: UpdatePolicy::Pin,
         };
         change(&mut request);
         let id = SeqId(self.next);
@@ -217,4 +224,170 @@ fn aborts_give_everything_back() {
     }
     assert!(!scene.scheduler.has_work());
     assert_eq!(scene.blocks.available(), 16);
+}
+
+/// Adapters of ten bytes each, under names of their own.
+fn adapters(count: u64) -> Vec<Arc<Adapter>> {
+    (1..=count).map(|generation| adapter(&generation.to_string(), generation, 10)).collect()
+}
+
+impl Scene {
+    fn add_to(&mut self, adapter: &Arc<Adapter>, output: u32) -> SeqId {
+        let first = 1000 * (self.next as u32 + 1);
+        self.add_with(|request| {
+            request.prompt = vec![first];
+            request.params.max_tokens = output;
+            request.adapter = Some(adapter.clone());
+        })
+    }
+}
+
+#[test]
+fn who_finds_no_room_is_passed_and_comes_next() {
+    // Room for three adapters.
+    let mut scene = Scene::new(16, 8, 64);
+    let all = adapters(4);
+    for one in &all {
+        scene.add_to(one, 2);
+    }
+    scene.add(1, 1);
+    scene.add_to(&all[0], 1);
+    assert_eq!(scene.step(), "0[0..1)* 1[0..1)* 2[0..1)* 4[0..1)* 5[0..1)*");
+    assert_eq!(scene.step(), "0[1..2)* 1[1..2)* 2[1..2)*");
+    assert_eq!(scene.run(), ["3[0..1)*", "3[1..2)*"]);
+    assert_eq!(scene.scheduler.pool().evictions, 1);
+}
+
+#[test]
+fn nobody_is_passed_for_ever() {
+    // Three hot adapters always have somebody waiting; the fourth must have its turn all the same.
+    let mut scene = Scene::new(16, 4, 256);
+    let all = adapters(4);
+    let mut served = None;
+    for turn in 0..200 {
+        for hot in &all[..3] {
+            scene.add_to(hot, 3);
+        }
+        if turn == 5 {
+            served = Some(scene.add_to(&all[3], 1));
+        }
+        scene.step();
+        if served.is_some_and(|id| scene.endings.iter().any(|(ended, _)| *ended == id.0)) {
+            assert!(turn < 30, "it waits {turn} turns");
+            scene.scheduler.abort_all(&mut scene.blocks);
+            return;
+        }
+    }
+    panic!("the fourth adapter starves");
+}
+
+#[test]
+fn many_adapters_over_little_room_run_in_full_batches() {
+    // 64 adapters of 8 requests each, room for 8, 64 sequences at once; as many steps as 8 adapters would take.
+    let steps = |distinct: usize| {
+        let mut scene = Scene::new(512, 64, 4096);
+        scene.scheduler.pool = AdapterPool::new(80);
+        let all = adapters(64);
+        for turn in 0..512 {
+            scene.add_to(&all[turn % distinct], 32);
+        }
+        scene.run().len()
+    };
+    let (few, many) = (steps(8), steps(64));
+    assert!(many * 8 <= few * 10, "{many} steps with 64 adapters, {few} with 8");
+}
+
+#[test]
+fn who_waits_too_long_for_room_is_taken_out() {
+    let mut scene = Scene::new(16, 8, 64);
+    let all = adapters(4);
+    for one in &all[..3] {
+        scene.add_to(one, 20);
+    }
+    scene.step();
+    let late = scene.add_to(&all[3], 1);
+    scene.step();
+    let now = Instant::now();
+    assert!(scene.scheduler.expire(now, &mut scene.blocks).is_empty());
+    let later = now + SchedulerConfig::default().adapter_wait * 2;
+    let expired = scene.scheduler.expire(later, &mut scene.blocks);
+    assert_eq!(expired.iter().map(|sequence| sequence.id).collect::<Vec<_>>(), [late]);
+    assert_eq!(scene.run().len(), 18, "the others go on");
+}
+
+#[test]
+fn followers_take_the_successor_and_the_pinned_stay() {
+    let mut scene = Scene::new(16, 1, 64);
+    let [old, new] = [1, 2].map(|generation| adapter("x", generation, 10));
+    let generations = |scene: &Scene| {
+        let (running, waiting) = scene.scheduler.queues();
+        running.chain(waiting).map(Sequence::generation).collect::<Vec<_>>()
+    };
+    for update_policy in [UpdatePolicy::Follow, UpdatePolicy::Pin, UpdatePolicy::Follow] {
+        scene.add_with(|request| {
+            request.prompt = (0..9).collect();
+            request.params.max_tokens = 8;
+            request.adapter = Some(old.clone());
+            request.update_policy = update_policy;
+        });
+    }
+    scene.step();
+    scene.scheduler.flip(&new);
+    // Waiting followers take it at once, running ones at the next step.
+    assert_eq!(generations(&scene), [Some(1), Some(1), Some(2)]);
+    scene.step();
+    assert_eq!(generations(&scene), [Some(2), Some(1), Some(2)]);
+    scene.scheduler.flip(&adapter("another", 3, 10));
+    scene.scheduler.flip(&old);
+    scene.step();
+    assert_eq!(generations(&scene), [Some(2), Some(1), Some(2)], "nobody goes back, or astray");
+    // Two generations are in the first one's blocks: what it fills from here on is nobody's.
+    while scene.scheduler.sequences().entries.iter().flatten().count() == 3 {
+        scene.step();
+    }
+    let mut table = BlockTable::default();
+    let tokens: Vec<u32> = (0..9).chain([7; 8]).collect();
+    let old_key = crate::kv_cache::PrefixKey::new(Some(1), None);
+    assert_eq!(scene.blocks.take_prefix(old_key, &tokens, &mut table), 8, "two blocks of the old");
+    scene.blocks.release(table);
+    let mut table = BlockTable::default();
+    let new_key = crate::kv_cache::PrefixKey::new(Some(2), None);
+    assert_eq!(scene.blocks.take_prefix(new_key, &tokens, &mut table), 0, "none of the new");
+    scene.blocks.release(table);
+    scene.run();
+}
+
+#[test]
+fn a_successor_waits_for_room_and_takes_its_predecessors() {
+    let mut scene = Scene::new(16, 8, 64);
+    let large = |name, generation| adapter(name, generation, 20);
+    let (old, new, other) = (large("x", 1), large("x", 2), adapter("y", 3, 10));
+    for one in [&old, &other] {
+        scene.add_with(|request| {
+            request.params.max_tokens = 9;
+            request.adapter = Some(one.clone());
+            request.update_policy = UpdatePolicy::Follow;
+        });
+    }
+    scene.step();
+    scene.scheduler.flip(&new);
+    scene.step();
+    let generation = |scene: &Scene, slot| scene.scheduler.sequences().get(Slot(slot)).generation();
+    assert_eq!(generation(&scene, 0), Some(2), "the old one's room serves the new");
+    scene.scheduler.flip(&adapter("x", 4, 25));
+    scene.step();
+    assert_eq!(generation(&scene, 0), Some(2), "tokens go on while there is none");
+    scene.run();
+}
+
+#[test]
+fn requests_are_found_by_their_own_ids() {
+    let mut scene = Scene::new(16, 8, 64);
+    for id in ["a", "a-0", "a-12", "a-b", "ab", "b"] {
+        scene.add_with(|request| request.id = id.to_owned());
+    }
+    let mut found = scene.scheduler.of_requests(&["a".to_owned()]);
+    found.sort();
+    assert_eq!(found, [SeqId(0), SeqId(1), SeqId(2)]);
+    scene.run();
 }

@@ -11,7 +11,7 @@ mod validate;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use loraplex_core::{EngineConfig, ResolverConfig};
+use loraplex_core::{EngineConfig, ResolverConfig, UpdatePolicy};
 
 use crate::args::Settings;
 use crate::auth::Guard;
@@ -65,6 +65,8 @@ pub struct RuntimeConfig {
     pub updating: bool,
     /// Resolver plugins, in the order in which they are asked.
     pub plugins: Vec<String>,
+    /// What running requests do that say nothing when their adapter is replaced.
+    pub update_policy: UpdatePolicy,
     /// Which local paths the control routes may name.
     pub paths: PathPolicy,
     /// Where their libraries are; the executable's own folder when `None`.

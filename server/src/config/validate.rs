@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use loraplex_core::{
-    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, ResolverConfig,
-    SchedulerConfig,
+    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, PoolSize, ResolverConfig,
+    SchedulerConfig, UpdatePolicy,
 };
 
 use super::env::{Environment, names};
 use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
-use crate::args::{DeviceName, LoadFormat, ModelDtype, Settings, UpdatePolicy};
+use crate::args::{self, DeviceName, LoadFormat, ModelDtype, Settings};
 use crate::auth::Guard;
 use crate::control::paths::PathPolicy;
 use crate::lora_modules::{self, LoraModule};
@@ -78,6 +78,8 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             .max_num_batched_tokens
             .unwrap_or(scheduler.max_num_batched_tokens),
         max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
+        adapter_wait: seconds("--lora-wait-timeout", settings.lora_wait_timeout)?
+            .unwrap_or(scheduler.adapter_wait),
     };
     let size = match bytes("--kv-cache-memory-bytes", &settings.kv_cache_memory_bytes)? {
         Some(bytes) => CacheSize::Bytes(bytes),
@@ -131,8 +133,13 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
 
 fn lora(settings: &Settings) -> Result<LoraConfig> {
     let default = LoraConfig::default();
-    bytes("--lora-pool-memory", &settings.lora_pool_memory)?;
+    let pool = bytes("--lora-pool-memory", &settings.lora_pool_memory)?;
     Ok(LoraConfig {
+        pool: match (pool, settings.max_loras) {
+            (Some(bytes), _) => PoolSize::Bytes(bytes),
+            (None, Some(adapters)) => PoolSize::Adapters(adapters),
+            (None, None) => default.pool,
+        },
         enabled: settings.enable_lora.unwrap_or(default.enabled),
         max_rank: settings.max_lora_rank.unwrap_or(default.max_rank),
         max_host_adapters: settings.max_cpu_loras.unwrap_or(default.max_host_adapters),
@@ -196,7 +203,11 @@ fn runtime(
     };
     let plugin_configs = plugin_configs(settings, environment, &plugins, base_names)?;
     let plugin_dir = settings.plugin_dir.clone();
-    Ok(RuntimeConfig { updating, plugins, paths, plugin_dir, plugin_configs })
+    let update_policy = match settings.lora_update_policy {
+        Some(args::UpdatePolicy::Follow) => UpdatePolicy::Follow,
+        None | Some(args::UpdatePolicy::Pin) => UpdatePolicy::Pin,
+    };
+    Ok(RuntimeConfig { updating, plugins, update_policy, paths, plugin_dir, plugin_configs })
 }
 
 /// What each plugin is told: its own table, every `LORA_RESOLVER_*`, and what the base model is called.
@@ -277,20 +288,11 @@ fn notes(settings: &Settings) -> Vec<String> {
             notes.push(text.to_owned());
         }
     };
-    note(settings.max_loras.is_some(), "--max-loras: adapters share no pool yet; no effect");
-    note(
-        settings.lora_pool_memory.is_some(),
-        "--lora-pool-memory: adapters share no pool yet; no effect",
-    );
     note(settings.lora_dtype.is_some(), "--lora-dtype: adapters take the model's type; no effect");
     note(settings.lora_backend.is_some(), "--lora-backend: there is one implementation; no effect");
     note(
         settings.gpu_memory_utilization.is_some(),
         "--gpu-memory-utilization: there is no GPU backend yet; no effect",
-    );
-    note(
-        settings.lora_update_policy == Some(UpdatePolicy::Follow),
-        "--lora-update-policy follow: adapters are not reloaded at run time yet; no effect",
     );
     notes
 }

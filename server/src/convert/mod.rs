@@ -11,7 +11,8 @@ mod tokenize;
 
 use std::sync::Arc;
 
-use loraplex_core::{ModelInfo, SamplingParams, TextOptions, Tokenizer};
+use loraplex_core::adapter::Floor;
+use loraplex_core::{ModelInfo, SamplingParams, TextOptions, Tokenizer, UpdatePolicy};
 
 use crate::chat_template::ChatTemplate;
 use crate::error::{ApiError, ApiResult};
@@ -47,6 +48,10 @@ pub(crate) struct Call {
     /// As the engine takes it.
     pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) request_id: Option<String>,
+    /// `None` leaves it to the server's setting.
+    pub(crate) update_policy: Option<UpdatePolicy>,
+    /// The oldest weights that will do.
+    pub(crate) floor: Floor,
     pub(crate) reply: Reply,
 }
 
@@ -59,6 +64,8 @@ pub(crate) struct Reply {
     /// The answer shows log-probabilities of the prompt, with this many of the best tokens.
     pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) token_ids: bool,
+    /// The answer says which weights drew which tokens.
+    pub(crate) weight_versions: bool,
     /// Tokens of log-probabilities are written as `token_id:123`.
     pub(crate) tokens_as_ids: bool,
     pub(crate) echo: Echo,

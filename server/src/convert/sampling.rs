@@ -1,6 +1,7 @@
 //! The fields that every generating route has.
 
-use loraplex_core::{ModelInfo, SamplingParams, TextOptions};
+use loraplex_core::adapter::Floor;
+use loraplex_core::{ModelInfo, SamplingParams, TextOptions, UpdatePolicy};
 
 use super::numbers::{count, integer, positive, real};
 use super::{Call, Echo, Prompt, Reply, Streaming};
@@ -44,7 +45,13 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
         priority: priority.unwrap_or(0) as i32,
         prompt_logprobs,
         request_id: request_id(fields.request_id)?,
+        update_policy: fields.lora_update_policy.as_deref().map(update_policy).transpose()?,
+        floor: Floor {
+            generation: version("min_generation", fields.min_generation)?,
+            policy_version: version("min_policy_version", fields.min_policy_version)?,
+        },
         reply: Reply {
+            weight_versions: fields.return_weight_versions.unwrap_or(false),
             stream: match (fields.stream, fields.stream_options) {
                 (Some(true), options) => {
                     let options = options.unwrap_or_default();
@@ -133,6 +140,21 @@ fn params(fields: &SamplingFields, model: &ModelInfo) -> ApiResult<SamplingParam
         ignore_eos: fields.ignore_eos.unwrap_or(false),
         stop_token_ids: stop_tokens(fields, model.vocab_size)?,
     })
+}
+
+fn update_policy(word: &str) -> ApiResult<UpdatePolicy> {
+    match word {
+        "pin" => Ok(UpdatePolicy::Pin),
+        "follow" => Ok(UpdatePolicy::Follow),
+        _ => Err(ApiError::param(
+            "lora_update_policy",
+            "`lora_update_policy` must be \"pin\" or \"follow\"",
+        )),
+    }
+}
+
+fn version(field: &'static str, version: Option<i64>) -> ApiResult<Option<u64>> {
+    Ok(integer(field, version, 0..=i64::MAX)?.map(|version| version as u64))
 }
 
 fn stops(stop: Option<Stop>) -> ApiResult<Vec<String>> {

@@ -8,6 +8,7 @@ use super::completion::StopReason;
 use super::logprobs::{ChatLogprobs, PromptLogprobs};
 use super::sampling::SamplingFields;
 use super::usage::Usage;
+use super::weights::WeightSpan;
 
 /// A message as sent: `role`, `content` and whatever else the template may look at.
 pub type Message = Map<String, Value>;
@@ -103,6 +104,9 @@ pub struct ChatChoice {
     /// If token ids were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// If asked for: which weights drew which tokens of the whole answer; on the last piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_versions: Option<Vec<WeightSpan>>,
 }
 
 /// What the model says.
@@ -154,6 +158,9 @@ pub struct ChatChunkChoice {
     /// If token ids were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// If asked for: which weights drew which tokens of the whole answer; on the last piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_versions: Option<Vec<WeightSpan>>,
 }
 
 /// What is new.

@@ -7,6 +7,7 @@ use super::input::Prompts;
 use super::logprobs::{CompletionLogprobs, PromptLogprobs};
 use super::sampling::SamplingFields;
 use super::usage::Usage;
+use super::weights::WeightSpan;
 
 /// Fields of `/v1/completions` beside [`SamplingFields`].
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -77,6 +78,9 @@ pub struct CompletionChoice {
     /// If token ids were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// If asked for: which weights drew which tokens of the whole output; on the last piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_versions: Option<Vec<WeightSpan>>,
 }
 
 /// The stop text or stop token that applied.

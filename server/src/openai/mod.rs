@@ -10,3 +10,4 @@ pub mod sampling;
 pub mod tokenize;
 pub mod unsupported;
 pub mod usage;
+pub mod weights;

@@ -62,6 +62,15 @@ pub struct SamplingFields {
     pub priority: Option<i64>,
     /// The call's id, in place of one that the server makes; the header `X-Request-Id` goes before it.
     pub request_id: Option<String>,
+    /// What happens when the adapter is replaced before the output ends: `pin` finishes on the weights that it started
+    /// with, `follow` takes the new ones at the next token.
+    pub lora_update_policy: Option<String>,
+    /// Report which generation of the adapter drew which tokens.
+    pub return_weight_versions: Option<bool>,
+    /// Wait for this generation of the adapter or a newer one, for as long as a request waits for room.
+    pub min_generation: Option<i64>,
+    /// Wait for this policy version of the adapter or a newer one.
+    pub min_policy_version: Option<i64>,
     /// Answer in server-sent events.
     pub stream: Option<bool>,
     /// What a stream tells beside its text.

@@ -2,6 +2,7 @@
 
 use loraplex_core::Output;
 
+use super::spans::Spans;
 use super::{Head, Tally, Writer, finish_reason, json, logprobs, stop_reason};
 use crate::convert::Echo;
 use crate::openai::chat::{
@@ -23,8 +24,14 @@ pub(crate) fn whole(head: Head, outputs: Vec<Output>) -> ChatResponse {
         .prompt_logprobs
         .zip(positions)
         .map(|(top, list)| logprobs::prompt(&head.names, list, top));
+    let versions = |output: &Output| {
+        let mut spans = Spans::default();
+        spans.add(&output.tokens);
+        reply.weight_versions.then(|| spans.take())
+    };
     let choice = |(index, output): (usize, Output)| ChatChoice {
         index,
+        weight_versions: versions(&output),
         logprobs: reply.logprobs.map(|_| logprobs::chat(&head.names, &output.tokens)),
         token_ids: reply.token_ids.then(|| output.tokens.iter().map(|token| token.id).collect()),
         message: ChatMessage {
@@ -55,12 +62,14 @@ pub(crate) fn whole(head: Head, outputs: Vec<Output>) -> ChatResponse {
 pub(crate) struct ChatWriter {
     head: Head,
     started: Vec<bool>,
+    spans: Vec<Spans>,
     tally: Tally,
 }
 
 impl ChatWriter {
     pub(crate) fn new(head: Head) -> Self {
-        Self { started: vec![false; head.n], head, tally: Tally::default() }
+        let (started, spans) = (vec![false; head.n], vec![Spans::default(); head.n]);
+        Self { started, spans, head, tally: Tally::default() }
     }
 
     fn chunk(&self, choice: ChatChunkChoice) -> ChatChunk {
@@ -106,12 +115,18 @@ impl Writer for ChatWriter {
         let mut chunks = if first { self.begin(index) } else { Vec::new() };
         self.tally.add(&self.head, index, &piece);
         let reply = &self.head.reply;
+        let mut weight_versions = None;
+        if reply.weight_versions {
+            self.spans[index].add(&piece.tokens);
+            weight_versions = piece.finish.is_some().then(|| self.spans[index].take());
+        }
         let details = reply.logprobs.is_some() || reply.token_ids;
         if piece.text.is_empty() && piece.finish.is_none() && !details {
             return chunks;
         }
         let choice = ChatChunkChoice {
             index,
+            weight_versions,
             logprobs: reply.logprobs.map(|_| logprobs::chat(&self.head.names, &piece.tokens)),
             token_ids: reply.token_ids.then(|| piece.tokens.iter().map(|token| token.id).collect()),
             delta: ChatDelta {

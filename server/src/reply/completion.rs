@@ -2,6 +2,7 @@
 
 use loraplex_core::{Output, TokenLogprobs};
 
+use super::spans::Spans;
 use super::{Head, Tally, Writer, finish_reason, json, logprobs, stop_reason};
 use crate::convert::Echo;
 use crate::openai::completion::{CompletionChoice, CompletionResponse};
@@ -67,6 +68,7 @@ struct Choice {
     started: bool,
     /// Characters of the tokens written so far.
     offset: usize,
+    spans: Spans,
 }
 
 impl Choice {
@@ -88,6 +90,10 @@ impl Choice {
         if head.reply.token_ids {
             let tokens = if alone { &[] } else { piece.tokens.as_slice() };
             choice.token_ids = Some(tokens.iter().map(|token| token.id).collect());
+        }
+        if head.reply.weight_versions && !alone {
+            self.spans.add(&piece.tokens);
+            choice.weight_versions = piece.finish.is_some().then(|| self.spans.take());
         }
         if let Some(finish) = piece.finish {
             choice.finish_reason = Some(if alone { "length" } else { finish_reason(&finish) });

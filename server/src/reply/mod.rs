@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod completion;
 pub(crate) mod logprobs;
+mod spans;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -12,11 +12,12 @@ mod models;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
-use loraplex_core::{Device, EngineConfig, Llm, LoraRequest, Quiet};
+use loraplex_core::{Device, EngineConfig, Llm, LoraRequest, Quiet, UpdatePolicy};
 use loraplex_server::auth::Guard;
 use loraplex_server::control::paths::PathPolicy;
 use loraplex_server::routes::router;
@@ -85,6 +86,8 @@ fn app_with(llm: &Llm, change: impl FnOnce(&mut Serving)) -> Router {
         max_outputs: 64,
         updating: true,
         paths: PathPolicy::Any,
+        update_policy: UpdatePolicy::Pin,
+        adapter_wait: Duration::from_secs(60),
     };
     change(&mut serving);
     router(Arc::new(AppState::new(llm, serving)))

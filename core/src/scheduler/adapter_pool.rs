@@ -1,0 +1,215 @@
+//! Which adapters are on the device: room by their own bytes, leases of running sequences, and who gives way.
+//!
+//! Pure accounting: the runner makes resident what a step needs and drops what [`StepPlan::evicted`](super::StepPlan)
+//! names. A leased generation is never evicted.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use crate::adapter::Adapter;
+
+/// The device's room for adapters.
+#[derive(Debug)]
+pub struct AdapterPool {
+    limit: usize,
+    used: usize,
+    residents: HashMap<u64, Resident>,
+    /// Counts uses, which orders residents by recency.
+    ticks: u64,
+    evictions: u64,
+}
+
+#[derive(Debug)]
+struct Resident {
+    adapter: Weak<Adapter>,
+    bytes: usize,
+    leases: usize,
+    used: u64,
+}
+
+/// What the pool holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Generations on the device.
+    pub residents: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Bytes that there are.
+    pub limit: usize,
+    /// Generations that gave way to others, since the start.
+    pub evictions: u64,
+}
+
+impl AdapterPool {
+    /// Room for `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, used: 0, residents: HashMap::new(), ticks: 0, evictions: 0 }
+    }
+
+    /// What it holds.
+    pub fn stats(&self) -> PoolStats {
+        PoolStats {
+            residents: self.residents.len(),
+            bytes: self.used,
+            limit: self.limit,
+            evictions: self.evictions,
+        }
+    }
+
+    /// Whether `generation` is on the device.
+    pub fn holds(&self, generation: u64) -> bool {
+        self.residents.contains_key(&generation)
+    }
+
+    /// Whether a lease of `adapter` can be had now.
+    pub fn can_lease(&self, adapter: &Adapter) -> bool {
+        self.holds(adapter.generation) || self.limit - self.leased() >= adapter.bytes()
+    }
+
+    /// Takes a lease of `adapter`, which [`AdapterPool::can_lease`] allows. What has to give way, least recently used
+    /// first, is added to `evicted`.
+    pub fn lease(&mut self, adapter: &Arc<Adapter>, evicted: &mut Vec<u64>) {
+        self.ticks += 1;
+        let ticks = self.ticks;
+        if let Some(resident) = self.residents.get_mut(&adapter.generation) {
+            resident.leases += 1;
+            resident.used = ticks;
+            return;
+        }
+        let bytes = adapter.bytes();
+        while self.used + bytes > self.limit {
+            let idle = self.residents.iter().filter(|(_, resident)| resident.leases == 0);
+            let oldest = idle.min_by_key(|(_, resident)| resident.used).map(|(&at, _)| at);
+            let Some(oldest) = oldest else { break };
+            self.evictions += 1;
+            self.remove(oldest);
+            evicted.push(oldest);
+        }
+        debug_assert!(self.used + bytes <= self.limit, "a lease follows can_lease");
+        self.used += bytes;
+        let adapter_ref = Arc::downgrade(adapter);
+        let resident = Resident { adapter: adapter_ref, bytes, leases: 1, used: ticks };
+        self.residents.insert(adapter.generation, resident);
+    }
+
+    /// Gives a lease back. The weights stay until others need the room.
+    pub fn release(&mut self, generation: u64) {
+        let resident = self.residents.get_mut(&generation).expect("what is leased is resident");
+        resident.leases -= 1;
+    }
+
+    /// Forgets generations that nobody else holds any more; the runner drops them too.
+    pub fn release_unused(&mut self) {
+        let used = &mut self.used;
+        self.residents.retain(|_, resident| {
+            let keep = resident.leases > 0 || resident.adapter.strong_count() > 0;
+            if !keep {
+                *used -= resident.bytes;
+            }
+            keep
+        });
+    }
+
+    /// Leased generations that must end for `bytes` to have room: those with the fewest leases, so that the fewest
+    /// requests wait for it.
+    pub fn victims(&self, bytes: usize, victims: &mut Vec<u64>) {
+        victims.clear();
+        let mut leased: Vec<(usize, u64, usize)> = self
+            .residents
+            .iter()
+            .filter(|(_, resident)| resident.leases > 0)
+            .map(|(&generation, resident)| (resident.leases, generation, resident.bytes))
+            .collect();
+        leased.sort_unstable();
+        let mut room = self.limit - self.leased();
+        for (_, generation, freed) in leased {
+            if room >= bytes {
+                return;
+            }
+            room += freed;
+            victims.push(generation);
+        }
+    }
+
+    fn leased(&self) -> usize {
+        let leased = self.residents.values().filter(|resident| resident.leases > 0);
+        leased.map(|resident| resident.bytes).sum()
+    }
+
+    fn remove(&mut self, generation: u64) {
+        if let Some(resident) = self.residents.remove(&generation) {
+            self.used -= resident.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::testing::adapter;
+
+    #[test]
+    fn what_is_leased_stays_and_the_least_recently_used_gives_way() {
+        let mut pool = AdapterPool::new(30);
+        let mut evicted = Vec::new();
+        let [a, b, c, d] = [1, 2, 3, 4].map(|generation| adapter("x", generation, 10));
+        for one in [&a, &b, &c] {
+            pool.lease(one, &mut evicted);
+        }
+        assert!(!pool.can_lease(&d), "all is leased");
+        assert!(pool.can_lease(&a), "what is resident can be shared");
+        pool.release(2);
+        pool.release(1);
+        pool.lease(&d, &mut evicted);
+        assert_eq!(evicted, [1], "1 was used before 2");
+        assert!(pool.holds(2) && !pool.holds(1));
+        assert!(!pool.can_lease(&adapter("x", 5, 11)), "two are leased");
+        let large = adapter("x", 5, 10);
+        pool.lease(&large, &mut evicted);
+        assert_eq!(evicted, [1, 2]);
+        assert_eq!(pool.stats().bytes, 30);
+    }
+
+    #[test]
+    fn ranks_take_their_own_room() {
+        let mut pool = AdapterPool::new(30);
+        let all: Vec<_> = (0..15).map(|generation| adapter("x", generation, 2)).collect();
+        let mut evicted = Vec::new();
+        for one in &all {
+            assert!(pool.can_lease(one));
+            pool.lease(one, &mut evicted);
+        }
+        assert_eq!((evicted.len(), pool.stats().residents), (0, 15));
+    }
+
+    #[test]
+    fn a_generation_that_nobody_holds_is_forgotten() {
+        let mut pool = AdapterPool::new(30);
+        let old = adapter("x", 1, 10);
+        pool.lease(&old, &mut Vec::new());
+        drop(old);
+        pool.release_unused();
+        assert!(pool.holds(1), "its lease keeps it");
+        pool.release(1);
+        pool.release_unused();
+        assert_eq!(pool.stats(), PoolStats { limit: 30, ..PoolStats::default() });
+    }
+
+    #[test]
+    fn the_fewest_leases_end_for_who_has_waited_too_long() {
+        let mut pool = AdapterPool::new(30);
+        let mut evicted = Vec::new();
+        let [a, b, c] = [1, 2, 3].map(|generation| adapter("x", generation, 10));
+        for one in [&a, &a, &a, &b, &c, &c] {
+            pool.lease(one, &mut evicted);
+        }
+        let mut victims = Vec::new();
+        pool.victims(10, &mut victims);
+        assert_eq!(victims, [2]);
+        pool.victims(20, &mut victims);
+        assert_eq!(victims, [2, 3]);
+        pool.release(2);
+        pool.victims(10, &mut victims);
+        assert_eq!(victims, [0u64; 0]);
+    }
+}
