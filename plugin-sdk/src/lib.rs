@@ -88,6 +88,8 @@ mod error;
 mod progress;
 mod request;
 mod resolver;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use async_trait::async_trait;
 
