@@ -30,6 +30,8 @@ pub struct EngineConfig {
     pub seed: u64,
     /// A chat template in place of the model's own.
     pub chat_template: Option<String>,
+    /// Folder for kernels that are compiled for this machine's GPU; `None` compiles at every start.
+    pub kernel_cache: Option<PathBuf>,
     /// Random weights from `seed` in place of the checkpoint's: shapes alone are read.
     pub dummy_weights: bool,
 }
@@ -49,6 +51,7 @@ impl EngineConfig {
             lora: LoraConfig::default(),
             seed: 0,
             chat_template: None,
+            kernel_cache: None,
             dummy_weights: false,
         }
     }
@@ -98,20 +101,23 @@ pub struct CacheConfig {
     pub block_size: usize,
     /// Size of the pool.
     pub size: CacheSize,
+    /// Share of a GPU's memory that weights, adapters and the cache take together.
+    pub device_share: f32,
     /// Keep blocks of finished prompts for requests that start alike.
     pub prefix_caching: bool,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { block_size: 16, size: CacheSize::Auto, prefix_caching: true }
+        Self { block_size: 16, size: CacheSize::Auto, device_share: 0.9, prefix_caching: true }
     }
 }
 
 /// How large the pool of KV blocks is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CacheSize {
-    /// CPU: room for `max_num_seqs` sequences of the model's length, at most a quarter of the memory that is free.
+    /// CPU: room for `max_num_seqs` sequences of the model's length, at most a quarter of the memory that is free. GPU:
+    /// what weights and adapters leave of the device's share.
     Auto,
     /// This many blocks.
     Blocks(usize),

@@ -23,6 +23,15 @@ pub struct DeviceInfo {
     pub dtype: DType,
 }
 
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Nobody has it.
+    pub free: usize,
+    /// All of it.
+    pub total: usize,
+}
+
 /// Which of the two kinds of activations a buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BufferKind {
@@ -79,6 +88,11 @@ pub trait Backend: Debug + Send + 'static {
 
     /// The device.
     fn device(&self) -> &DeviceInfo;
+
+    /// The device's own memory; `None` where it shares the host's.
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
 
     /// Operations run so far.
     fn counters(&self) -> OpCounters;

@@ -26,7 +26,9 @@ pub use args::{
     AttentionOp, AttentionShape, GatedMlpOp, KvShape, LoraSegment, Penalties, ProjectOp, QkNorm,
     QkvOp, RowToken, SampleRow, SampleTask, SamplingParams, SequenceSpan, Step, StepOutput,
 };
-pub use backend::{AdapterPacker, Backend, BufferKind, DeviceInfo, OpCounters, StepMode};
+pub use backend::{
+    AdapterPacker, Backend, BufferKind, DeviceInfo, DeviceMemory, OpCounters, StepMode,
+};
 pub use error::{KernelError, Result};
 pub use weights::{
     AlignedBytes, DType, HostData, HostTensor, LoraPart, LoraWeights, PackedAdapter, Part, Site,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use loraplex_kernels::cpu::{CpuBackend, CpuOptions};
+use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
 use loraplex_kernels::reference::ReferenceBackend;
 use loraplex_kernels::{AdapterPacker, Backend, DType, KvShape};
 
@@ -41,10 +42,11 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
     let model = checkpoint.config.clone();
     let built = match config.device {
         Device::Reference => build(ReferenceBackend::new(), &config, checkpoint, progress)?,
+        Device::Cuda => build(cuda(&config)?, &config, checkpoint, progress)?,
+        Device::Auto if has_gpu() => build(cuda(&config)?, &config, checkpoint, progress)?,
         Device::Auto | Device::Cpu => {
             build(cpu(&config, &checkpoint)?, &config, checkpoint, progress)?
         }
-        Device::Cuda => return Err(Error::invalid("device cuda is not supported yet; use cpu")),
     };
     info.max_model_len = built.max_model_len;
     info.kv_blocks = built.blocks;
@@ -63,12 +65,7 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
             blocks,
             end_tokens: info.eos_token_ids.as_slice().into(),
             seed: config.seed,
-            adapter_pool: memory::adapter_pool(
-                config.lora.pool,
-                config.lora.max_rank,
-                &model,
-                built.dtype,
-            ),
+            adapter_pool: built.adapter_pool,
             metrics: metrics.clone(),
         },
     )?;
@@ -84,7 +81,7 @@ struct Built {
     max_model_len: usize,
     blocks: usize,
     device: String,
-    dtype: DType,
+    adapter_pool: usize,
 }
 
 fn build<B: Backend>(
@@ -103,13 +100,29 @@ fn build<B: Backend>(
         head_dim: model.head_dim,
     };
     let wanted = config.max_model_len.unwrap_or(model.max_position);
+    let seqs = config.scheduler.max_num_seqs;
     let token_bytes = memory::token_bytes(&kv, device.dtype);
-    kv.blocks =
-        memory::kv_blocks(&config.cache, token_bytes, config.scheduler.max_num_seqs, wanted);
-    let max_model_len =
-        memory::model_len(config.max_model_len, model.max_position, kv.blocks, kv.block_size)?;
+    let pool = memory::adapter_pool(config.lora.pool, config.lora.max_rank, &model, device.dtype);
+    let length = |blocks: usize| {
+        memory::model_len(config.max_model_len, model.max_position, blocks, kv.block_size)
+    };
     let layers = |done: usize, total: usize| progress.stage("weights", done as u64, total as u64);
-    let decoder = Decoder::load(&mut backend, &mut checkpoint, max_model_len, &layers)?;
+    let (decoder, blocks) = match backend.memory()? {
+        None => {
+            let blocks = memory::kv_blocks(&config.cache, token_bytes, seqs, wanted);
+            let positions = length(blocks)?;
+            (Decoder::load(&mut backend, &mut checkpoint, positions, &layers)?, blocks)
+        }
+        // What is left is known when the weights are there.
+        Some(_) => {
+            let decoder = Decoder::load(&mut backend, &mut checkpoint, wanted, &layers)?;
+            let left = backend.memory()?;
+            let blocks = memory::device_blocks(&config.cache, token_bytes, pool, left)?;
+            (decoder, blocks)
+        }
+    };
+    kv.blocks = blocks;
+    let max_model_len = length(blocks)?;
     let packer = backend.packer();
     let rows = config.scheduler.max_num_batched_tokens;
     let runner = ModelRunner::new(backend, decoder, kv, rows)?;
@@ -119,8 +132,33 @@ fn build<B: Backend>(
         max_model_len,
         blocks: kv.blocks,
         device: device.name,
-        dtype: device.dtype,
+        adapter_pool: pool,
     })
+}
+
+/// Whether there is a GPU that can be used. One that is there and cannot says why.
+fn has_gpu() -> bool {
+    match CudaBackend::probe(0) {
+        Ok(probe) => {
+            tracing::info!("computing on {}", probe.name);
+            true
+        }
+        Err(reason) => {
+            tracing::debug!(%reason, "computing on the CPU");
+            false
+        }
+    }
+}
+
+fn cuda(config: &EngineConfig) -> Result<CudaBackend> {
+    if !matches!(config.dtype, None | Some(DType::Bf16)) {
+        return Err(Error::invalid("the GPU computes in bfloat16 alone; leave --dtype out"));
+    }
+    Ok(CudaBackend::new(CudaOptions {
+        device: 0,
+        kernel_cache: config.kernel_cache.clone(),
+        graph_rows: CudaOptions::usual_graph_rows(),
+    })?)
 }
 
 fn cpu(config: &EngineConfig, checkpoint: &Checkpoint) -> Result<CpuBackend> {

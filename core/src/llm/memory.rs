@@ -1,9 +1,9 @@
 //! How much memory the KV cache takes.
 
-use loraplex_kernels::{DType, KvShape};
+use loraplex_kernels::{DType, DeviceMemory, KvShape};
 
 use crate::config::{CacheConfig, CacheSize, PoolSize};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
 /// Taken for the cache when the system does not say what is free.
@@ -25,6 +25,42 @@ pub(super) fn kv_blocks(
             wanted.min(available() / 4 / block_bytes)
         }
     }
+}
+
+/// Blocks for a cache on a device with memory of its own: what weights leave of the device's share once adapters have
+/// their pool.
+pub(super) fn device_blocks(
+    config: &CacheConfig,
+    token_bytes: usize,
+    adapter_pool: usize,
+    left: Option<DeviceMemory>,
+) -> Result<usize> {
+    let block_bytes = (token_bytes * config.block_size).max(1);
+    let memory = left.unwrap_or(DeviceMemory { free: 0, total: 0 });
+    let share = (memory.total as f64 * f64::from(config.device_share)) as usize;
+    let taken = memory.total - memory.free;
+    let room = share.saturating_sub(taken).saturating_sub(adapter_pool);
+    let wanted = match config.size {
+        CacheSize::Blocks(blocks) => blocks.saturating_mul(block_bytes),
+        CacheSize::Bytes(bytes) => bytes,
+        CacheSize::Auto => room,
+    };
+    if wanted > room || room < block_bytes {
+        let mib = |bytes: usize| bytes >> 20;
+        return Err(Error::new(
+            ErrorKind::Exhausted,
+            format!(
+                "the GPU has {} MiB, of which {} MiB may be used (--gpu-memory-utilization {}); weights take {} MiB, adapters {} MiB (--max-loras), the KV cache would take {} MiB",
+                mib(memory.total),
+                mib(share),
+                config.device_share,
+                mib(taken),
+                mib(adapter_pool),
+                mib(wanted.max(block_bytes))
+            ),
+        ));
+    }
+    Ok(wanted / block_bytes)
 }
 
 /// Bytes of K and V that a token takes.

@@ -71,6 +71,11 @@ impl Gpu {
         }))
     }
 
+    /// Makes the device the calling thread's own.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().during("binding the device")
+    }
+
     /// Work issued to `side` from here on runs after everything issued to `compute` so far.
     pub(super) fn fork(&self) -> Result<()> {
         self.forked.record(&self.compute).during("forking")?;

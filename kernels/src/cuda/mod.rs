@@ -42,7 +42,9 @@ use cudarc::driver::CudaEvent;
 use crate::args::{
     AttentionOp, GatedMlpOp, KvShape, ProjectOp, QkvOp, SampleRow, Step, StepOutput,
 };
-use crate::backend::{AdapterPacker, Backend, BufferKind, DeviceInfo, OpCounters, StepMode};
+use crate::backend::{
+    AdapterPacker, Backend, BufferKind, DeviceInfo, DeviceMemory, OpCounters, StepMode,
+};
 use crate::error::{KernelError, Result};
 use crate::weights::{DType, HostTensor, PackedAdapter};
 
@@ -175,11 +177,6 @@ impl CudaBackend {
         probe(device)
     }
 
-    /// Bytes of device memory that are free, and all of them.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.gpu.context.mem_get_info().during("asking for free memory")
-    }
-
     /// A weight `[outputs, inputs]` of random numbers, uniform in ±`amplitude`, made on the device.
     pub fn random_linear(
         &mut self,
@@ -217,6 +214,8 @@ impl CudaBackend {
     }
 
     fn begin(&mut self, step: &Step<'_, Adapter>) -> Result<StepMode> {
+        // The thread that steps need not be the one that made the backend.
+        self.gpu.bind()?;
         self.graphs.abandon();
         self.sampler.abandon();
         self.prefill = None;
@@ -291,6 +290,11 @@ impl Backend for CudaBackend {
         &self.device
     }
 
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let (free, total) = self.gpu.context.mem_get_info().during("asking for free memory")?;
+        Ok(Some(DeviceMemory { free, total }))
+    }
+
     fn counters(&self) -> OpCounters {
         self.counters
     }
@@ -323,6 +327,7 @@ impl Backend for CudaBackend {
     }
 
     fn upload_adapter(&mut self, adapter: &Arc<PackedAdapter>) -> Result<Adapter> {
+        self.gpu.bind()?;
         let lanes = adapter.sites.iter().flatten().map(|site| site.lanes).max().unwrap_or(0);
         self.reserve_lanes(lanes)?;
         Adapter::upload(&self.gpu, (&mut self.staging, &self.room), adapter, &self.idle)

@@ -80,6 +80,12 @@ pub(crate) fn home_dir() -> Option<PathBuf> {
     std::env::home_dir()
 }
 
+/// Where programs keep what they can make again.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let set = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    set.filter(|folder| folder.is_absolute()).or_else(|| Some(home_dir()?.join(".cache")))
+}
+
 /// The items of a list with commas.
 pub(super) fn names(list: &str) -> Vec<String> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Into::into).collect()

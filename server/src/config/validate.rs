@@ -9,7 +9,7 @@ use loraplex_core::{
     SchedulerConfig, UpdatePolicy,
 };
 
-use super::env::{Environment, names};
+use super::env::{self, Environment, names};
 use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
 use crate::args::{self, DeviceName, LoadFormat, ModelDtype, Settings};
 use crate::auth::Guard;
@@ -121,11 +121,13 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
         cache: CacheConfig {
             block_size: settings.block_size.unwrap_or(cache.block_size),
             size,
+            device_share: settings.gpu_memory_utilization.unwrap_or(cache.device_share),
             prefix_caching: settings.enable_prefix_caching.unwrap_or(cache.prefix_caching),
         },
         lora: lora(settings)?,
         seed: settings.seed.unwrap_or(0),
         chat_template: settings.chat_template.as_deref().map(chat_template).transpose()?,
+        kernel_cache: env::cache_dir().map(|cache| cache.join("loraplex/kernels")),
         dummy_weights: settings.load_format == Some(LoadFormat::Dummy),
         ..EngineConfig::new(model)
     })
@@ -290,9 +292,5 @@ fn notes(settings: &Settings) -> Vec<String> {
     };
     note(settings.lora_dtype.is_some(), "--lora-dtype: adapters take the model's type; no effect");
     note(settings.lora_backend.is_some(), "--lora-backend: there is one implementation; no effect");
-    note(
-        settings.gpu_memory_utilization.is_some(),
-        "--gpu-memory-utilization: there is no GPU backend yet; no effect",
-    );
     notes
 }
