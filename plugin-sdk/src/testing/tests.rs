@@ -27,7 +27,6 @@ struct Folders {
     root: PathBuf,
     fault: Fault,
     memory: std::sync::Mutex<std::collections::BTreeMap<String, PathBuf>>,
-    copies: AtomicUsize,
     busy: AtomicUsize,
 }
 
@@ -70,8 +69,7 @@ impl Folders {
 
     /// A copy that later changes of the source do not reach.
     fn copy(&self, folder: PathBuf) -> PathBuf {
-        let to = self.root.join(format!(".copy-{}", self.copies.fetch_add(1, Ordering::Relaxed)));
-        std::fs::create_dir(&to).unwrap();
+        let to = tempfile::Builder::new().prefix(".copy-").tempdir_in(&self.root).unwrap().keep();
         for entry in std::fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
             std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
@@ -121,7 +119,6 @@ impl Fixture for Source {
             root: self.root.path().to_owned(),
             fault: self.fault,
             memory: Default::default(),
-            copies: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
         })
     }

@@ -5,10 +5,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lora_filesystem_resolver::FilesystemResolver;
-use loraplex_plugin_sdk::{ErrorKind, LoraRequest, LoraResolver, ResolveError, ResolverConfig};
+use loraplex_plugin_sdk::testing::{Adapter, Fixture, contract};
+use loraplex_plugin_sdk::{
+    ErrorKind, LoraRequest, LoraResolver, ResolveError, ResolverConfig, async_trait,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -272,4 +276,38 @@ async fn changes_are_seen_by_looking() {
 async fn who_does_not_watch_says_so() {
     let world = World::new();
     assert_eq!(world.resolver(json!({})).next_change().await, None);
+}
+
+/// The root as the contract suite wants it.
+struct Contracted(World);
+
+#[async_trait]
+impl Fixture for Contracted {
+    async fn resolver(&self) -> Arc<dyn LoraResolver> {
+        Arc::new(self.0.resolver(json!({})))
+    }
+
+    async fn put(&self, adapter: &Adapter) {
+        adapter.install(&self.0.path("root")).unwrap();
+    }
+
+    async fn remove(&self, name: &str) {
+        fs::remove_dir_all(self.0.path("root").join(name)).unwrap();
+    }
+
+    fn base_model(&self) -> &str {
+        "served"
+    }
+
+    async fn outside(&self) -> Vec<String> {
+        let leak = self.0.path("root/contract-leak");
+        let _ = fs::remove_file(&leak);
+        symlink(self.0.path("outside/secret"), leak).unwrap();
+        vec!["contract-leak".to_owned(), self.0.path("outside/secret").display().to_string()]
+    }
+}
+
+#[tokio::test]
+async fn the_contract_holds() {
+    contract(&Contracted(World::new())).await;
 }
