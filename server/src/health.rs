@@ -42,6 +42,15 @@ pub(crate) struct Asked {
     details: Option<String>,
 }
 
+/// As `/health`, under SageMaker's name
+#[utoipa::path(
+    get, path = "/ping",
+    responses((status = 200, description = "Yes"), (status = 503, description = "The engine is gone"))
+)]
+pub(crate) async fn ping(State(app): State<App>) -> StatusCode {
+    if app.engine.is_alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
 /// The server's version
 #[utoipa::path(get, path = "/version", responses((status = 200, description = "{\"version\"}")))]
 pub(crate) async fn version() -> Json<Value> {
@@ -92,6 +101,9 @@ pub(crate) fn document(updating: bool) -> utoipa::openapi::OpenApi {
         crate::models::get,
         crate::completions::create,
         crate::chat::create,
+        crate::inference::generate,
+        crate::sglang::generate,
+        ping,
         crate::tokenize::tokenize,
         crate::tokenize::detokenize
     )
@@ -111,6 +123,16 @@ struct ApiDoc;
     crate::control::adapters::delete,
     crate::control::adapters::pin,
     crate::control::adapters::unpin,
+    crate::control::engine::pause,
+    crate::control::engine::resume,
+    crate::control::engine::is_paused,
+    crate::control::engine::areal_pause,
+    crate::control::engine::areal_continue,
+    crate::control::engine::abort,
+    crate::control::engine::reset_prefix_cache,
+    crate::control::engine::server_info,
+    crate::control::engine::world_size,
+    crate::control::engine::art_capabilities,
     crate::control::sagemaker::register,
     crate::control::sagemaker::unregister
 ))]

@@ -5,7 +5,7 @@
 //! | [`args`], [`config`] | what was typed, the environment and a file, to one checked [`config::ServerConfig`] |
 //! | [`run`] | a configuration to a server that serves until a signal |
 //! | [`routes`] | the whole API on one screen: path, who may call it, what answers |
-//! | `chat`, `completions`, `models`, `tokenize`, `health` | one group of handlers each |
+//! | `chat`, `completions`, `inference`, [`sglang`], `models`, `tokenize`, `health` | one group of handlers each |
 //! | [`openai`] | wire types, shapes only |
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
 //! | [`control`] | adapters that come and go while the server runs |
@@ -32,6 +32,7 @@ pub mod demo;
 pub mod error;
 mod generate;
 mod health;
+mod inference;
 mod limits;
 pub mod lora_modules;
 mod models;
@@ -42,6 +43,7 @@ pub mod routes;
 pub mod run;
 mod sanitize;
 pub mod serve;
+pub mod sglang;
 pub mod shutdown;
 mod sse;
 pub mod state;

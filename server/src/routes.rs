@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::{self, Access};
-use crate::control::{adapters, load, sagemaker};
+use crate::control::{adapters, engine, load, sagemaker};
 use crate::error::ApiError;
 use crate::state::App;
-use crate::{chat, completions, health, limits, models, tokenize};
+use crate::{chat, completions, health, inference, limits, models, sglang, tokenize};
 
 /// A path, who may call it, and what answers.
 struct Route {
@@ -28,6 +28,7 @@ const fn route(path: &'static str, access: Access, handler: fn() -> MethodRouter
 
 const ROUTES: &[Route] = &[
     route("/health", Access::Public, || get(health::health)),
+    route("/ping", Access::Public, || get(health::ping).post(health::ping)),
     route("/version", Access::Public, || get(health::version)),
     route("/metrics", Access::Public, || get(health::metrics)),
     route("/openapi.json", Access::Public, || get(health::openapi)),
@@ -35,6 +36,8 @@ const ROUTES: &[Route] = &[
     route("/v1/models/{*id}", Access::User, || get(models::get)),
     route("/v1/completions", Access::User, || post(completions::create)),
     route("/v1/chat/completions", Access::User, || post(chat::create)),
+    route("/inference/v1/generate", Access::User, || post(inference::generate)),
+    route("/generate", Access::User, || post(sglang::generate)),
     route("/tokenize", Access::User, || post(tokenize::tokenize)),
     route("/detokenize", Access::User, || post(tokenize::detokenize)),
 ];
@@ -54,6 +57,16 @@ const CONTROL: &[Route] = &[
     route("/v1/lora_adapters/{name}/pin", Access::Admin, || {
         put(adapters::pin).delete(adapters::unpin)
     }),
+    route("/pause", Access::Admin, || post(engine::pause)),
+    route("/resume", Access::Admin, || post(engine::resume)),
+    route("/is_paused", Access::Admin, || get(engine::is_paused)),
+    route("/areal_pause_generation", Access::Admin, || post(engine::areal_pause)),
+    route("/areal_continue_generation", Access::Admin, || post(engine::areal_continue)),
+    route("/abort_requests", Access::Admin, || post(engine::abort)),
+    route("/reset_prefix_cache", Access::Admin, || post(engine::reset_prefix_cache)),
+    route("/server_info", Access::Admin, || get(engine::server_info)),
+    route("/get_world_size", Access::Admin, || get(engine::world_size)),
+    route("/art/capabilities", Access::Admin, || get(engine::art_capabilities)),
     route("/adapters", Access::Admin, || post(sagemaker::register)),
     route("/adapters/{name}", Access::Admin, || delete(sagemaker::unregister)),
 ];
@@ -100,7 +113,7 @@ mod tests {
     #[test]
     fn every_route_is_classified_and_documented() {
         let document = health::document(true);
-        let public = ["/health", "/version", "/metrics", "/openapi.json"];
+        let public = ["/health", "/ping", "/version", "/metrics", "/openapi.json"];
         for route in CONTROL {
             assert_eq!(route.access, Access::Admin, "{}", route.path);
         }

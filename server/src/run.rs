@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use loraplex_core::adapter::ResolverRegistry;
-use loraplex_core::{Llm, LoraRequest, plugin};
+use loraplex_core::{Llm, LoraConfig, LoraRequest, PoolSize, plugin};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::{HttpConfig, RuntimeConfig, ServerConfig};
@@ -88,6 +88,7 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
             paths: config.runtime.paths.clone(),
             update_policy: config.runtime.update_policy,
             adapter_wait: config.engine.scheduler.adapter_wait,
+            lora_limits: lora_limits(&config.engine.lora),
         },
     );
     if config.engine.chat_template.is_some()
@@ -96,6 +97,15 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
         return Err(anyhow!("--chat-template: {reason}"));
     }
     Ok((llm, routes::router(Arc::new(state))))
+}
+
+fn lora_limits(lora: &LoraConfig) -> Option<(usize, usize)> {
+    let adapters = match lora.pool {
+        PoolSize::Adapters(adapters) => adapters,
+        // Smaller ranks leave room for more, so the host's limit is what trainers can rely on.
+        PoolSize::Bytes(_) => lora.max_host_adapters,
+    };
+    lora.enabled.then_some((lora.max_rank, adapters))
 }
 
 /// Opens the plugins, in the order in which they are asked.

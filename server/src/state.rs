@@ -44,6 +44,8 @@ pub struct AppState {
     pub(crate) update_policy: UpdatePolicy,
     /// How long a request waits for a newer generation.
     pub(crate) adapter_wait: Duration,
+    /// Largest rank and how many adapters of it the device has room for; `None` where adapters are off.
+    pub(crate) lora_limits: Option<(usize, usize)>,
     /// Uploads at once: each is in memory as a whole.
     pub(crate) uploads: Semaphore,
     /// Requests that are parsed and tokenised at once: more than cores would only hold memory.
@@ -71,6 +73,8 @@ pub struct Serving {
     pub update_policy: UpdatePolicy,
     /// How long a request waits for a newer generation.
     pub adapter_wait: Duration,
+    /// Largest rank and how many adapters of it the device has room for; `None` where adapters are off.
+    pub lora_limits: Option<(usize, usize)>,
 }
 
 impl AppState {
@@ -104,6 +108,7 @@ impl AppState {
             paths: serving.paths,
             update_policy: serving.update_policy,
             adapter_wait: serving.adapter_wait,
+            lora_limits: serving.lora_limits,
             uploads: Semaphore::new(UPLOADS),
             work: Arc::new(Semaphore::new(cores)),
         }

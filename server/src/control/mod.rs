@@ -5,11 +5,13 @@
 //! |---|---|
 //! | `load` | vLLM's load and unload, and their aliases |
 //! | `adapters` | `/v1/lora_adapters`: listing, weights in the request, pins |
+//! | `engine` | pausing, aborting, the prefix cache, what trainers ask |
 //! | `sagemaker` | `/adapters` |
 //! | `paths` | which local paths a request may name |
 //! | `wire` | their bodies |
 
 pub(crate) mod adapters;
+pub(crate) mod engine;
 pub(crate) mod load;
 pub mod paths;
 pub(crate) mod sagemaker;

@@ -4,6 +4,7 @@
 mod chat;
 mod completion;
 mod conversation;
+mod inference;
 mod numbers;
 mod prompt;
 mod sampling;

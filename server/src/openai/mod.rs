@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completion;
 pub mod error;
+pub mod inference;
 pub mod input;
 pub mod logprobs;
 pub mod model;

@@ -2,7 +2,9 @@
 
 pub(crate) mod chat;
 pub(crate) mod completion;
+pub(crate) mod inference;
 pub(crate) mod logprobs;
+pub(crate) mod sglang;
 mod spans;
 
 use std::time::{SystemTime, UNIX_EPOCH};

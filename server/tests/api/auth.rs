@@ -25,10 +25,18 @@ async fn every_route_without_a_key() {
         .map(|path| path.replace("{id}", "demo").replace("{name}", "pirate"))
         .collect();
     assert!(paths.len() >= 10);
-    let user =
-        ["/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"];
+    let user = [
+        "/v1/models",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/inference/v1/generate",
+        "/generate",
+        "/tokenize",
+        "/detokenize",
+    ];
     for path in paths {
-        let open = ["/health", "/version", "/metrics", "/openapi.json"].contains(&path.as_str());
+        let open =
+            ["/health", "/ping", "/version", "/metrics", "/openapi.json"].contains(&path.as_str());
         let wrong: [&[(&str, &[u8])]; 8] = [
             &[],
             &[("authorization", b"Bearer nobody")],

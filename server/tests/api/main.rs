@@ -9,6 +9,7 @@ mod connections;
 mod control;
 mod errors;
 mod models;
+mod trainers;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -88,6 +89,7 @@ fn app_with(llm: &Llm, change: impl FnOnce(&mut Serving)) -> Router {
         paths: PathPolicy::Any,
         update_policy: UpdatePolicy::Pin,
         adapter_wait: Duration::from_secs(60),
+        lora_limits: Some((64, 8)),
     };
     change(&mut serving);
     router(Arc::new(AppState::new(llm, serving)))

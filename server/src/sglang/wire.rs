@@ -1,0 +1,84 @@
+//! Bodies of SGLang's native routes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::openai::weights::WeightSpan;
+
+/// One value, or one for each prompt.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// One.
+    One(T),
+    /// Several.
+    Many(Vec<T>),
+}
+
+/// Body of `/generate`.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct GenerateBody {
+    /// Prompts as text.
+    #[schema(value_type = Option<Object>)]
+    pub text: Option<OneOrMany<String>>,
+    /// Prompts as tokens.
+    #[schema(value_type = Option<Object>)]
+    pub input_ids: Option<OneOrMany<Vec<u32>>>,
+    /// `max_new_tokens` (128), `temperature`, `top_p`, ...
+    #[schema(value_type = Option<Object>)]
+    pub sampling_params: Option<OneOrMany<Map<String, Value>>>,
+    /// The adapter's name, or one for each prompt; null is the base.
+    #[schema(value_type = Option<Object>)]
+    pub lora_path: Option<OneOrMany<Option<String>>>,
+    /// Report the tokens' log-probabilities.
+    pub return_logprob: Option<bool>,
+    /// The call's id.
+    pub rid: Option<String>,
+    /// Not supported here.
+    pub stream: Option<bool>,
+}
+
+/// Answer for one prompt.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct GenerateAnswer {
+    /// The output.
+    pub text: String,
+    /// Its tokens.
+    pub output_ids: Vec<u32>,
+    /// What else there is to say.
+    pub meta_info: MetaInfo,
+}
+
+/// What else there is to say of an output.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct MetaInfo {
+    /// The call.
+    pub id: String,
+    /// Why it ended.
+    pub finish_reason: Option<FinishInfo>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the output.
+    pub completion_tokens: usize,
+    /// Prompt tokens from the prefix cache.
+    pub cached_tokens: u32,
+    /// One entry a token: its log-probability, its id, nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub output_token_logprobs: Option<Vec<(f32, u32, Option<String>)>>,
+    /// Which weights drew which tokens.
+    pub weight_versions: Vec<WeightSpan>,
+}
+
+/// Why an output ended.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FinishInfo {
+    /// `stop`, `length` or `abort`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The stop text or stop token that applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub matched: Option<crate::openai::completion::StopReason>,
+}

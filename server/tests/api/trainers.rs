@@ -1,0 +1,266 @@
+//! What trainers do: push while tokens flow, pause, abort, and ask which weights made which tokens.
+
+use axum::body::Body;
+use axum::http::Request;
+use futures::future::join;
+use loraplex_core::Llm;
+use serde_json::{Value, json};
+
+use crate::{Answer, app, demo, load, post_request, send};
+
+async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
+    send(app(llm, &[], &[]), post_request(path, &body)).await
+}
+
+async fn bare(llm: &Llm, method: &str, path: &str) -> Answer {
+    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+    send(app(llm, &[], &[]), request).await
+}
+
+fn push(adapter: &str, version: u64) -> Value {
+    let path = demo("adapters").join(adapter).display().to_string();
+    json!({"lora_name": "policy", "lora_path": path, "load_inplace": true, "policy_version": version})
+}
+
+/// A completion that goes on for a while.
+fn long(change: Value) -> Value {
+    let mut body = json!({
+        "model": "policy", "prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": true,
+        "temperature": 0, "return_weight_versions": true, "return_token_ids": true,
+    });
+    for (key, value) in change.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// Pushes a new policy once tokens flow; the generations and policy versions of the answer's spans.
+async fn spans_over_a_push(policy: &str) -> (Vec<(u64, u64)>, Vec<Value>) {
+    let llm = load(|_| {});
+    call(&llm, "/load_lora_adapter", push("poet", 1)).await;
+    let mid_way = async {
+        while !bare(&llm, "GET", "/metrics").await.text.contains("generation_tokens_total") {}
+        loop {
+            let text = bare(&llm, "GET", "/metrics").await.text;
+            let line = text.lines().find(|line| line.starts_with("vllm:generation_tokens_total"));
+            if line.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap() > 20.0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        call(&llm, "/load_lora_adapter", push("shout", 2)).await
+    };
+    let body = long(json!({"lora_update_policy": policy}));
+    let (answer, pushed) = join(call(&llm, "/v1/completions", body), mid_way).await;
+    assert_eq!((answer.status.as_u16(), pushed.status.as_u16()), (200, 200), "{}", answer.text);
+    let choice = answer.json()["choices"][0].clone();
+    let tokens = choice["token_ids"].as_array().unwrap().clone();
+    let spans = choice["weight_versions"].as_array().unwrap();
+    let mut end = 0;
+    let mut found = Vec::new();
+    for span in spans {
+        assert_eq!(span["start"].as_u64(), Some(end), "spans are contiguous");
+        end = span["end"].as_u64().unwrap();
+        let number = |key: &str| span[key].as_u64().unwrap();
+        found.push((number("generation"), number("policy_version")));
+    }
+    assert_eq!(end, tokens.len() as u64);
+    (found, tokens)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pinned_request_finishes_on_its_weights_and_a_follower_takes_the_new_ones() {
+    let (pinned, _) = spans_over_a_push("pin").await;
+    assert_eq!(pinned.iter().map(|span| span.1).collect::<Vec<_>>(), [1]);
+    let (followed, _) = spans_over_a_push("follow").await;
+    assert_eq!(followed.iter().map(|span| span.1).collect::<Vec<_>>(), [1, 2]);
+    assert!(followed[0].0 < followed[1].0);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_the_policy_that_it_wants() {
+    let llm = load(|_| {});
+    call(&llm, "/load_lora_adapter", push("poet", 1)).await;
+    let body = |version: i64| {
+        json!({"model": "policy", "prompt": "a", "max_tokens": 1, "min_policy_version": version,
+               "return_weight_versions": true})
+    };
+    let newer = call(&llm, "/v1/completions", body(2));
+    let (answer, _) = join(newer, call(&llm, "/load_lora_adapter", push("shout", 2))).await;
+    let span = answer.json()["choices"][0]["weight_versions"][0].clone();
+    assert_eq!((&span["policy_version"], &span["end"]), (&json!(2), &json!(1)));
+    let base = json!({"prompt": "a", "min_generation": 1});
+    assert_eq!(call(&llm, "/v1/completions", base).await.status, 400);
+    assert_eq!(call(&llm, "/v1/completions", body(-1)).await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pauses_in_three_modes() {
+    let llm = load(|_| {});
+    let short = json!({"prompt": "a", "max_tokens": 2});
+    let paused = async || bare(&llm, "GET", "/is_paused").await.json()["is_paused"].clone();
+    // Abort: partial tokens with 200, and new requests are told to come back.
+    let running =
+        call(&llm, "/v1/completions", long(json!({"model": "pirate", "request_id": "r"})));
+    let pause = async {
+        while llm.engine().open_requests() == 0 {
+            tokio::task::yield_now().await;
+        }
+        bare(&llm, "POST", "/pause?mode=abort&clear_cache=false").await
+    };
+    let (answer, pause) = join(running, pause).await;
+    assert_eq!(pause.json()["status"], "paused");
+    assert_eq!(answer.status, 200);
+    let choice = &answer.json()["choices"][0];
+    assert_eq!(choice["finish_reason"], "abort");
+    assert!(choice["token_ids"].as_array().unwrap().len() < 300);
+    let refused = call(&llm, "/v1/completions", short.clone()).await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(paused().await, true);
+    // Loads go on while it is paused, and resume may be said twice.
+    assert_eq!(call(&llm, "/load_lora_adapter", push("poet", 1)).await.status, 200);
+    for _ in 0..2 {
+        assert_eq!(bare(&llm, "POST", "/resume").await.json()["status"], "resumed");
+    }
+    assert_eq!(paused().await, false);
+    assert_eq!(call(&llm, "/v1/completions", short.clone()).await.status, 200);
+    // Wait: what runs finishes first.
+    let (answer, _) = join(call(&llm, "/v1/completions", long(json!({"max_tokens": 60}))), async {
+        while llm.engine().open_requests() == 0 {
+            tokio::task::yield_now().await;
+        }
+        bare(&llm, "POST", "/pause?mode=wait").await;
+        assert_eq!(llm.engine().open_requests(), 1, "its answer is not collected yet");
+        bare(&llm, "POST", "/resume").await
+    })
+    .await;
+    assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+    // Keep: requests queue, and the lease ends it.
+    bare(&llm, "POST", "/pause?mode=keep&lease_seconds=0.05").await;
+    assert_eq!(call(&llm, "/v1/completions", short).await.status, 200);
+    assert_eq!(paused().await, false);
+    assert_eq!(bare(&llm, "POST", "/pause?mode=later").await.status, 400);
+    assert_eq!(bare(&llm, "POST", "/pause?lease_seconds=-1").await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_aborted_by_their_ids() {
+    let llm = load(|_| {});
+    let running =
+        call(&llm, "/v1/completions", long(json!({"model": "pirate", "request_id": "r", "n": 2})));
+    let abort = async {
+        while llm.engine().open_requests() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let others = call(&llm, "/abort_requests", json!({"request_ids": ["other"]})).await;
+        assert_eq!(others.json()["aborted"], 0);
+        call(&llm, "/abort_requests", json!({"request_ids": ["r"]})).await
+    };
+    let (answer, aborted) = join(running, abort).await;
+    assert_eq!(aborted.json()["aborted"], 2);
+    for choice in answer.json()["choices"].as_array().unwrap() {
+        assert_eq!(choice["finish_reason"], "abort");
+    }
+    for body in ["", "{}", "{\"reset_running_requests\":true}"] {
+        let request =
+            Request::post("/reset_prefix_cache").header("content-type", "application/json");
+        let answer = send(app(&llm, &[], &[]), request.body(body.to_owned().into()).unwrap()).await;
+        assert_eq!(answer.json()["success"], true);
+    }
+}
+
+#[tokio::test]
+async fn tokens_in_tokens_out() {
+    let llm = load(|_| {});
+    let sampling = json!({
+        "max_tokens": 5, "temperature": 0, "logprobs": 1, "n": 2, "prompt_logprobs": 0, "seed": 1,
+        "skip_special_tokens": false, "output_kind": 2, "ignore_eos": true,
+    });
+    let body = json!({"model": "pirate", "token_ids": [5, 6, 7], "sampling_params": sampling,
+                      "cache_salt": "v1", "request_id": "mine"});
+    let answer = call(&llm, "/inference/v1/generate", body).await.json();
+    assert_eq!(answer["request_id"], "generate-mine");
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
+    for choice in answer["choices"].as_array().unwrap() {
+        let ids = choice["token_ids"].as_array().unwrap();
+        let scores = choice["logprobs"]["content"].as_array().unwrap();
+        assert_eq!((ids.len(), scores.len()), (5, 5));
+        for (id, score) in ids.iter().zip(scores) {
+            assert_eq!(score["token"], format!("token_id:{id}"));
+            assert_eq!(&score["token_id"], id);
+            assert!(score["logprob"].as_f64().unwrap().is_finite());
+        }
+    }
+    assert_eq!(answer["prompt_logprobs"].as_array().unwrap().len(), 3);
+    // Without max_tokens the output may fill the model's length.
+    let open = json!({"token_ids": vec![5; 500], "sampling_params": {"ignore_eos": true, "temperature": 0}});
+    let answer = call(&llm, "/inference/v1/generate", open).await.json();
+    assert_eq!(answer["choices"][0]["token_ids"].as_array().unwrap().len(), 12);
+    for bad in [
+        json!({"token_ids": []}),
+        json!({"token_ids": [-1]}),
+        json!({"token_ids": [1 << 30]}),
+        json!({}),
+        json!({"token_ids": [5], "sampling_params": {"max_tokens": 0}}),
+        json!({"token_ids": [5], "sampling_params": {"logprobs": 1000}}),
+        json!({"token_ids": [5], "stream": true}),
+    ] {
+        assert_eq!(call(&llm, "/inference/v1/generate", bad.clone()).await.status, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn sglangs_prompts_have_adapters_of_their_own() {
+    let llm = load(|_| {});
+    let body = json!({
+        "text": ["Once upon a time", "Once upon a time", "Once upon a time"],
+        "lora_path": ["pirate", null, "org/shout"],
+        "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": true},
+        "return_logprob": true,
+    });
+    let answers = call(&llm, "/generate", body).await.json();
+    let answers = answers.as_array().unwrap();
+    let texts: Vec<&str> = answers.iter().map(|answer| answer["text"].as_str().unwrap()).collect();
+    for (model, text) in ["pirate", "demo", "org/shout"].iter().zip(&texts) {
+        let body = json!({"model": model, "prompt": "Once upon a time", "max_tokens": 8,
+                          "temperature": 0, "ignore_eos": true});
+        let alone = call(&llm, "/v1/completions", body).await.json();
+        assert_eq!(alone["choices"][0]["text"].as_str().unwrap(), *text, "{model}");
+    }
+    for answer in answers {
+        let meta = &answer["meta_info"];
+        assert_eq!(
+            (&meta["completion_tokens"], &meta["finish_reason"]["type"]),
+            (&json!(8), &json!("length"))
+        );
+        let scores = meta["output_token_logprobs"].as_array().unwrap();
+        for (score, id) in scores.iter().zip(answer["output_ids"].as_array().unwrap()) {
+            assert_eq!(&score[1], id);
+        }
+    }
+    let one = json!({"input_ids": [5, 6], "lora_path": "pirate", "sampling_params": {"max_new_tokens": 1}});
+    assert_eq!(call(&llm, "/generate", one).await.json()["meta_info"]["prompt_tokens"], 2);
+    for (bad, status) in [
+        (json!({"text": "a", "lora_path": "nobody"}), 404),
+        (json!({"text": ["a"], "lora_path": ["pirate", null]}), 400),
+        (json!({"text": "a", "input_ids": [5]}), 400),
+        (json!({"text": []}), 400),
+        (json!({"text": "a", "stream": true}), 400),
+    ] {
+        assert_eq!(call(&llm, "/generate", bad.clone()).await.status, status, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn what_trainers_ask_before_they_start() {
+    let llm = load(|_| {});
+    let info = bare(&llm, "GET", "/server_info?config_format=json").await.json();
+    let config = &info["vllm_config"];
+    assert_eq!(config["lora_config"], json!({"max_lora_rank": 64, "max_loras": 8}));
+    assert_eq!(config["parallel_config"]["data_parallel_size"], 1);
+    assert_eq!(config["weight_transfer_config"], Value::Null);
+    assert_eq!(bare(&llm, "GET", "/get_world_size").await.json()["world_size"], 1);
+    assert_eq!(bare(&llm, "GET", "/art/capabilities").await.json()["runtime"], "art_vllm");
+    assert_eq!(bare(&llm, "GET", "/ping").await.status, 200);
+}
