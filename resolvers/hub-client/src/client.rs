@@ -128,15 +128,18 @@ impl HubClient {
         limit: u64,
         progress: &dyn Progress,
     ) -> Result<PathBuf, HubError> {
-        let cache = self.cache(&listing.repo);
         let unique: HashSet<&String> = names.iter().collect();
+        let transfers: Vec<_> = unique
+            .into_iter()
+            .map(|name| self.fetch_file(listing, name, limit, progress))
+            .collect();
         // The first failure ends the others; what arrived stays and is continued.
-        stream::iter(unique)
-            .map(|name| self.fetch_file(&cache, listing, name, limit, progress))
+        stream::iter(transfers)
             .buffer_unordered(self.options().limits.parallel.max(1))
             .try_collect::<Vec<()>>()
             .await?;
         let Listing { revision, commit, repo, .. } = listing;
+        let cache = self.cache(repo);
         if !self.options().offline
             && let Err(error) = cache.set_commit(revision, commit)
         {
@@ -147,7 +150,6 @@ impl HubClient {
 
     async fn fetch_file(
         &self,
-        cache: &RepoCache,
         listing: &Listing,
         name: &str,
         limit: u64,
@@ -155,6 +157,7 @@ impl HubClient {
     ) -> Result<(), HubError> {
         check_file(name)?;
         let Listing { repo, commit, .. } = listing;
+        let cache = self.cache(repo);
         let size = listing.file(name).and_then(|file| file.size);
         if cache.file(commit, name, size).is_some() {
             return Ok(());
@@ -172,7 +175,7 @@ impl HubClient {
             )));
         }
         if cache.blob(&found.digest, Some(found.size)).is_none() {
-            download::blob(&self.http, cache, subject, &found, progress).await?;
+            download::blob(&self.http, &cache, subject, &found, progress).await?;
         }
         let linked = cache.link(commit, name, &found.digest);
         linked.map_err(|error| HubError::storage(format!("cannot link {subject}"), &error))?;

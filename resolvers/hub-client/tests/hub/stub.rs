@@ -182,9 +182,11 @@ impl Shared {
         repo: &str,
         revision: &str,
         headers: &HeaderMap,
-    ) -> Result<(String, Files), Response> {
+    ) -> Result<(String, Files), Box<Response>> {
         let refuse = |status: u16, code: &'static str| {
-            (StatusCode::from_u16(status).unwrap(), [("x-error-code", code)]).into_response()
+            Box::new(
+                (StatusCode::from_u16(status).unwrap(), [("x-error-code", code)]).into_response(),
+            )
         };
         let token = headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
         let repos = self.repos.lock().unwrap();
@@ -236,7 +238,7 @@ async fn info(
     }
     let (commit, files) = match shared.files(&repo, revision, &headers) {
         Ok(found) => found,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let siblings: Vec<_> =
         files.iter().map(|(name, bytes)| json!({"rfilename": name, "size": bytes.len()})).collect();
@@ -262,7 +264,7 @@ async fn resolve(
     }
     let (mut commit, files) = match shared.files(&repo, &path["revision"], &headers) {
         Ok(found) => found,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let Some(bytes) = files.get(name) else {
         return (StatusCode::NOT_FOUND, [("x-error-code", "EntryNotFound")]).into_response();
