@@ -39,7 +39,7 @@ fn environment<'a>(url: &'a str, home: &'a Path) -> Vec<(&'a str, &'a str)> {
 async fn text(server: &ServerProcess) -> String {
     let body = completion("org/model", json!({}));
     let answer = server.client().post("/v1/completions", &body).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.status, 200, "{}", answer.text);
     answer.json()["choices"][0]["text"].as_str().unwrap().to_owned()
 }
 
@@ -105,6 +105,9 @@ async fn a_start_from_the_hub_that_cannot_work_says_what_to_do() {
         let (code, text) = tokio::task::spawn_blocking(run).await.unwrap();
         assert_eq!(code, Some(1), "{text}");
         let last = text.lines().last().unwrap_or_default();
-        assert!(last.contains(told) && !last.contains("hf_"), "{told:?} in the last line of\n{text}");
+        assert!(
+            last.contains(told) && !last.contains("hf_"),
+            "{told:?} in the last line of\n{text}"
+        );
     }
 }
