@@ -1,12 +1,13 @@
-//! `server ORG/MODEL`: a model of the Hub is fetched once, served under its name, and served again offline.
+//! `server ORG/MODEL`: a model of the Hub is fetched once, served under its name, and served again offline. And adapters
+//! of the Hub, by the plugin.
 
 use std::fs;
 use std::path::Path;
 
-use loraplex_tests::{ServerProcess, run_to_end};
-use serde_json::json;
+use loraplex_tests::{ServerProcess, plugin_dir, run_to_end};
+use serde_json::{Value, json};
 
-use super::{completion, demo};
+use super::{completion, demo, tokens};
 use stub::{Access, Stub};
 
 #[allow(dead_code, reason = "the client's own tests use the rest")]
@@ -67,6 +68,55 @@ async fn a_model_of_the_hub_is_fetched_once_and_served_offline() {
         env.push(("HF_HUB_OFFLINE", "1"));
         assert_eq!(text(&ServerProcess::start_with(&["org/model"], &env).await).await, expected);
     }
+}
+
+#[tokio::test]
+async fn an_adapter_of_the_hub_is_found_by_its_name() {
+    let (stub, home) = (Stub::start().await, tempfile::tempdir().unwrap());
+    let read = |name: &str| fs::read(Path::new(&demo("adapters/poet")).join(name)).unwrap();
+    let mut config: Value = serde_json::from_slice(&read("adapter_config.json")).unwrap();
+    config["base_model_name_or_path"] = json!("somebody/BASE");
+    let config = config.to_string();
+    let weights = read("adapter_model.safetensors");
+    let files: [(&str, &[u8]); 2] = [
+        ("poet/adapter_config.json", config.as_bytes()),
+        ("poet/adapter_model.safetensors", &weights),
+    ];
+    let commit = stub.push("org/adapters", Access::Public, &files);
+    stub.push("org/gated", Access::Gated, &files);
+    stub.push("org/private", Access::Private("hf_right"), &files);
+    stub.push("org/unlisted", Access::Public, &files);
+    let url = stub.url();
+    let dir = plugin_dir().display().to_string();
+    let mut env = environment(&url, home.path());
+    env.extend([
+        ("ALLOW_RUNTIME_LORA_UPDATING", "1"),
+        ("PLUGINS", "lora_hf_hub_resolver"),
+        ("PLUGIN_DIR", dir.as_str()),
+        ("LORA_RESOLVER_HF_REPO_LIST", "org/adapters,org/gated,org/private"),
+    ]);
+    let module = format!("loaded={}", demo("adapters/poet"));
+    let args = [&demo("model"), "--served-model-name", "base", "--lora-modules", &module];
+    let server = ServerProcess::start_with(&args, &env).await;
+    let client = server.client();
+    let body = |model: &str| completion(model, json!({"return_token_ids": true}));
+    for name in ["org/adapters/poet".to_owned(), format!("org/adapters/poet@{commit}")] {
+        let found = client.ok("/v1/completions", &body(&name)).await;
+        assert_eq!(found["model"], name);
+        let loaded = client.ok("/v1/completions", &body("loaded")).await;
+        assert_eq!(tokens(&found), tokens(&loaded));
+    }
+    for (name, status, code) in [
+        ("org/gated/poet", 403, json!("adapter_source_gated")),
+        ("org/private/poet", 403, json!("adapter_source_unauthorized")),
+        ("org/unlisted/poet", 404, json!(404)),
+        ("org/adapters/none", 404, json!(404)),
+        ("org/adapters/../adapters/poet", 404, json!(404)),
+    ] {
+        let answer = client.post("/v1/completions", &body(name)).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (status, &code), "{name}");
+    }
+    assert!(stub.seen().iter().all(|request| !request.path.contains("unlisted")));
 }
 
 #[tokio::test]

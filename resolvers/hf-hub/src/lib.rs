@@ -106,3 +106,5 @@ impl LoraResolver for HfHubResolver {
         Ok(None)
     }
 }
+
+loraplex_plugin_sdk::export_resolver!("lora_hf_hub_resolver", HfHubResolver::from_config);
