@@ -40,7 +40,8 @@ pub enum Command {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The model: a Hugging Face folder or a .gguf file
+    /// The model: a Hugging Face folder, a .gguf file, or a repository of the Hub (org/name, org/name@revision,
+    /// org/name:file.gguf)
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     #[serde(skip)]
     pub model_argument: Option<String>,

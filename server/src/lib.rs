@@ -9,6 +9,7 @@
 //! | [`openai`] | wire types, shapes only |
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
 //! | [`control`] | adapters that come and go while the server runs |
+//! | [`hub`] | models and adapters of the Hugging Face Hub |
 //! | [`demo`] | the model that comes with the server |
 //! | [`chat_template`] | conversations to prompts |
 //! | `generate`, `reply`, `sse` | engine outputs to answers and streams |
@@ -32,6 +33,7 @@ pub mod demo;
 pub mod error;
 mod generate;
 mod health;
+pub mod hub;
 mod inference;
 mod limits;
 pub mod lora_modules;

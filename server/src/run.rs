@@ -1,16 +1,19 @@
 //! A configuration to a server that serves until a signal.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use loraplex_core::adapter::ResolverRegistry;
 use loraplex_core::{Llm, LoraConfig, LoraRequest, PoolSize, plugin};
+use loraplex_hub_client::HubClient;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::{HttpConfig, RuntimeConfig, ServerConfig};
+use crate::hub::{self, HubModel};
 use crate::lora_modules::LoraModule;
-use crate::progress::Stderr;
+use crate::progress::{Downloads, Stderr};
 use crate::routes;
 use crate::serve::Connections;
 use crate::shutdown::Signals;
@@ -66,8 +69,12 @@ fn address(http: &HttpConfig) -> String {
 async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
     // Before a large model is read: a plugin that does not fit stops the start.
     let resolvers = resolvers(&config.runtime)?;
-    let engine = config.engine.clone();
+    let mut engine = config.engine.clone();
     let model = engine.model.display().to_string();
+    if let Some(wanted) = &config.hub_model {
+        let fetched = fetch(config, wanted).await;
+        engine.model = fetched.with_context(|| format!("cannot serve {model}"))?;
+    }
     let llm = tokio::task::spawn_blocking(move || Llm::load(engine, &Stderr::new()))
         .await
         .map_err(|error| anyhow!("loading died: {error}"))?
@@ -126,6 +133,15 @@ fn resolvers(runtime: &RuntimeConfig) -> Result<ResolverRegistry> {
         tracing::info!("resolver {name} is ready");
     }
     Ok(resolvers)
+}
+
+async fn fetch(config: &ServerConfig, wanted: &HubModel) -> Result<PathBuf> {
+    let client = HubClient::new(config.hub.clone())?;
+    let with_weights = !config.engine.dummy_weights;
+    hub::fetch_model(&client, wanted, with_weights, &Downloads::new()).await.with_context(|| {
+        let host = config.hub.endpoint.host_str().unwrap_or_default();
+        format!("there is no such folder here, and as a repository of {host}")
+    })
 }
 
 async fn load(llm: &Llm, module: &LoraModule) -> Result<()> {

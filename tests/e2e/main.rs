@@ -5,6 +5,7 @@
 mod adapters;
 mod batching;
 mod hostile;
+mod hub;
 mod lifecycle;
 mod numbers;
 mod resolving;

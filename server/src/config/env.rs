@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use loraplex_hub_client::{HubError, HubOptions};
+
 use crate::args::Settings;
 
 /// The variables that the server knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Environment {
     /// Filter of the log, as `RUST_LOG` has it.
     pub log: Option<String>,
@@ -18,6 +20,8 @@ pub struct Environment {
     pub allowed_paths: Option<Vec<PathBuf>>,
     /// Every `LORA_RESOLVER_*`, without the prefix `VLLM_`; for the plugins.
     pub resolver: BTreeMap<String, String>,
+    /// `HF_*` and what stands beside them.
+    pub hub: Result<HubOptions, HubError>,
     settings: Settings,
 }
 
@@ -63,6 +67,7 @@ impl Environment {
                 .or_else(|| variables.get("VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES").cloned())
                 .map(|list| std::env::split_paths(&list).collect()),
             resolver,
+            hub: HubOptions::from_vars(|name| variables.get(name).cloned()),
             settings: Settings {
                 plugin_dir: get("PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(Into::into),
                 api_key: key

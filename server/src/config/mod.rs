@@ -12,10 +12,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use loraplex_core::{EngineConfig, ResolverConfig, UpdatePolicy};
+use loraplex_hub_client::HubOptions;
 
 use crate::args::Settings;
 use crate::auth::Guard;
 use crate::control::paths::PathPolicy;
+use crate::hub::HubModel;
 use crate::lora_modules::LoraModule;
 use env::Environment;
 
@@ -28,6 +30,10 @@ pub struct ServerConfig {
     pub served_model_names: Vec<String>,
     /// The engine and its model.
     pub engine: EngineConfig,
+    /// The engine's model is this one of the Hub, which must be fetched first; `None` when it lies here.
+    pub hub_model: Option<HubModel>,
+    /// The Hub and its cache folder.
+    pub hub: HubOptions,
     /// Adapters to load before the server listens.
     pub lora_modules: Vec<LoraModule>,
     /// Adapters that come and go while the server runs.

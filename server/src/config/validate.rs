@@ -14,13 +14,16 @@ use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
 use crate::args::{self, DeviceName, LoadFormat, ModelDtype, Settings};
 use crate::auth::Guard;
 use crate::control::paths::PathPolicy;
+use crate::hub::HubModel;
 use crate::lora_modules::{self, LoraModule};
 
 pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<ServerConfig> {
     let model = settings.model.as_deref().context(
-        "no model: name a Hugging Face folder or a .gguf file, or start with `server demo`",
+        "no model: name a Hugging Face folder, a .gguf file or a repository of the Hub, or start with \
+         `server demo`",
     )?;
-    let model_path = model_path(model)?;
+    let (model_path, hub_model) = find_model(model)?;
+    let hub = environment.hub.clone()?;
     let devices = settings.tensor_parallel_size.unwrap_or(1);
     ensure!(devices == 1, "--tensor-parallel-size {devices}: one device is all there is for now");
     let http = HttpConfig {
@@ -32,7 +35,8 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
     ensure!(http.guard.keys_are_usable(), "--api-key and --admin-api-key must not be empty");
     let mut served_model_names = settings.served_model_name.clone();
     if served_model_names.is_empty() {
-        served_model_names.push(model.to_owned());
+        let repo = hub_model.as_ref().map(|model| model.repo.as_str());
+        served_model_names.push(repo.unwrap_or(model).to_owned());
     }
     ensure!(
         served_model_names.iter().all(|name| !name.is_empty()),
@@ -47,10 +51,20 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
     engine.lora.base_model.clone_from(&served_model_names[0]);
     let lora_modules = modules(&settings, &served_model_names, engine.lora.enabled)?;
     let notes = notes(&settings);
-    Ok(ServerConfig { http, served_model_names, engine, lora_modules, runtime, notes })
+    Ok(ServerConfig {
+        http,
+        served_model_names,
+        engine,
+        hub_model,
+        hub,
+        lora_modules,
+        runtime,
+        notes,
+    })
 }
 
-fn model_path(model: &str) -> Result<PathBuf> {
+/// Where the model is: a path, or where there is none, a repository of the Hub.
+fn find_model(model: &str) -> Result<(PathBuf, Option<HubModel>)> {
     let path = lora_modules::expand_home(model);
     let gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     if path.is_dir() {
@@ -58,15 +72,16 @@ fn model_path(model: &str) -> Result<PathBuf> {
         ensure!(config.is_file(), "{model} has no config.json: it is no Hugging Face model folder");
     } else if path.is_file() {
         ensure!(gguf, "{model} is a file but no .gguf: name a .gguf file or a model folder");
-    } else if gguf || path.is_absolute() || model.split('/').count() != 2 {
-        bail!("there is no {model}: name a Hugging Face folder or a .gguf file");
     } else {
-        bail!(
-            "there is no folder {model} here, and loading from the Hub is not supported yet: \
-             download the model and name its folder"
-        );
+        let on_hub = HubModel::parse(model).with_context(|| {
+            format!(
+                "there is no {model}: name a Hugging Face folder, a .gguf file, or a repository of \
+                 the Hub (org/name)"
+            )
+        })?;
+        return Ok((path, Some(on_hub)));
     }
-    Ok(path)
+    Ok((path, None))
 }
 
 fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {

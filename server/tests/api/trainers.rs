@@ -131,7 +131,6 @@ async fn pauses_in_three_modes() {
             tokio::task::yield_now().await;
         }
         bare(&llm, "POST", "/pause?mode=wait").await;
-        assert_eq!(llm.engine().open_requests(), 1, "its answer is not collected yet");
         bare(&llm, "POST", "/resume").await
     })
     .await;
