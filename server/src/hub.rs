@@ -141,6 +141,11 @@ pub async fn fetch_model(
     })
 }
 
+/// Whether `text` can be an adapter's address on the Hub rather than a path of this machine.
+pub(crate) fn is_address(text: &str) -> bool {
+    !text.starts_with(['/', '.', '~']) && text.parse::<Address>().is_ok()
+}
+
 /// Brings the adapter `org/name[/sub/folder][@revision]` into the cache; its folder.
 pub async fn fetch_adapter(client: &HubClient, address: &str) -> loraplex_core::Result<PathBuf> {
     let address: Address = address.parse().map_err(error)?;

@@ -96,6 +96,7 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
             update_policy: config.runtime.update_policy,
             adapter_wait: config.engine.scheduler.adapter_wait,
             lora_limits: lora_limits(&config.engine.lora),
+            hub: Some(HubClient::new(config.hub.clone())?),
         },
     );
     if config.engine.chat_template.is_some()

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use loraplex_core::adapter::Floor;
 use loraplex_core::{Adapter, AdapterManager, EngineHandle, ErrorKind, Llm, UpdatePolicy};
+use loraplex_hub_client::HubClient;
 use tokio::sync::Semaphore;
 
 use crate::auth::Guard;
@@ -46,6 +47,8 @@ pub struct AppState {
     pub(crate) adapter_wait: Duration,
     /// Largest rank and how many adapters of it the device has room for; `None` where adapters are off.
     pub(crate) lora_limits: Option<(usize, usize)>,
+    /// Where adapters come from that are named as repositories; `None` takes such names for paths.
+    pub(crate) hub: Option<HubClient>,
     /// Uploads at once: each is in memory as a whole.
     pub(crate) uploads: Semaphore,
     /// Requests that are parsed and tokenised at once: more than cores would only hold memory.
@@ -75,6 +78,8 @@ pub struct Serving {
     pub adapter_wait: Duration,
     /// Largest rank and how many adapters of it the device has room for; `None` where adapters are off.
     pub lora_limits: Option<(usize, usize)>,
+    /// Where adapters come from that are named as repositories; `None` takes such names for paths.
+    pub hub: Option<HubClient>,
 }
 
 impl AppState {
@@ -109,6 +114,7 @@ impl AppState {
             update_policy: serving.update_policy,
             adapter_wait: serving.adapter_wait,
             lora_limits: serving.lora_limits,
+            hub: serving.hub,
             uploads: Semaphore::new(UPLOADS),
             work: Arc::new(Semaphore::new(cores)),
         }

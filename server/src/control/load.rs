@@ -1,5 +1,7 @@
 //! vLLM's load and unload, and the aliases that trainers use.
 
+use std::path::{Path, PathBuf};
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -11,6 +13,7 @@ use super::wire::{LoadAnswer, LoadBody, LoadOptions, UnloadAnswer, UnloadBody};
 use super::{loaded_answer, wants_json};
 use crate::body::{JsonBody, parse};
 use crate::error::{ApiError, ApiResult};
+use crate::hub;
 use crate::openai::error::ErrorResponse;
 use crate::state::{App, AppState};
 
@@ -70,13 +73,24 @@ async fn load_body(
     if body.lora_name.is_empty() || body.lora_path.is_empty() {
         return Err(ApiError::user_input("Both 'lora_name' and 'lora_path' must be provided."));
     }
-    let path = app.paths.check(&body.lora_path).await?;
+    let path = place(app, &body.lora_path).await?;
     let ask = LoadRequest::new(LoraRequest::new(&body.lora_name, path));
     let in_place = body.load_inplace.unwrap_or(in_place);
     let loaded =
         super::load(app, LoadRequest { in_place, ..with_options(ask, body.options())? }).await?;
     let text = format!("Success: LoRA adapter '{}' added successfully.", body.lora_name);
     Ok(loaded_answer(headers, &loaded, text))
+}
+
+/// The folder that a client's `lora_path` names: one of this machine, or an adapter of the Hub, which is fetched. A path
+/// that is there goes first, as in vLLM.
+async fn place(app: &AppState, path: &str) -> ApiResult<PathBuf> {
+    match &app.hub {
+        Some(hub) if hub::is_address(path) && !Path::new(path).exists() => {
+            Ok(hub::fetch_adapter(hub, path).await?)
+        }
+        _ => app.paths.check(path).await,
+    }
 }
 
 /// The load with what the client said beside name and content.

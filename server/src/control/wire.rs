@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 pub struct LoadBody {
     /// The name that requests will use.
     pub lora_name: String,
-    /// A folder of this machine with PEFT's files.
+    /// A folder of this machine with PEFT's files, or an adapter of the Hub: `org/name[/folder][@revision]`.
     pub lora_path: String,
     /// Replace what the name points to now. Off where absent; the aliases at the root take it for on.
     #[serde(default, deserialize_with = "lax_bool")]

@@ -90,6 +90,7 @@ fn app_with(llm: &Llm, change: impl FnOnce(&mut Serving)) -> Router {
         update_policy: UpdatePolicy::Pin,
         adapter_wait: Duration::from_secs(60),
         lora_limits: Some((64, 8)),
+        hub: None,
     };
     change(&mut serving);
     router(Arc::new(AppState::new(llm, serving)))
