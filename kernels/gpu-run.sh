@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs on a machine with a GPU what needs one, from binaries that were built elsewhere: parity, wide shapes, timings.
+# Runs on a machine with a GPU what needs one, from binaries that were built elsewhere: parity, the server, wide shapes,
+# timings.
 #
 #   gpu-run.sh build FOLDER   builds the binaries and copies them, with this script, to FOLDER
 #   FOLDER/gpu-run.sh OUT     runs them; OUT takes the logs and bench.json
@@ -18,7 +19,11 @@ if [ "${1:-}" = build ]; then
         strip -o "$folder/$test" "${newest#* }"
     done
     strip -o "$folder/gpu" "$release/examples/gpu"
-    cp kernels/gpu-run.sh "$folder"
+    cargo build --release --package loraplex-server
+    strip -o "$folder/server" "$release/server"
+    rm -rf "$folder/demo"
+    cp -r examples/demo "$folder/demo"
+    cp kernels/gpu-run.sh tests/gpu.py "$folder"
     exit
 fi
 
@@ -37,6 +42,8 @@ part() {
     tail -n 40 "$out/$name.log"
 }
 
-part parity 150 "$here/parity" --skip naive --skip by_a_bit
+# One test at a time: what one backend does at its start would end a recording of another's in the same process.
+part parity 150 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
+part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.json"
 part wide 100 "$here/cuda" --ignored
 part bench 150 "$here/gpu" bench "$out/bench.json"

@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::model::GenerationDefaults;
 use crate::request::{GenerateRequest, Output, SamplingParams, TextOptions, UpdatePolicy};
 use crate::tokenizer::Tokenizer;
+use loraplex_kernels::DType;
 
 /// What a loaded model is, for those who serve it.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct ModelInfo {
     pub special_tokens: Vec<(String, String)>,
     /// The device, for people: "cpu (avx512bf16, 2 threads)".
     pub device: String,
+    /// Type of its weights there.
+    pub dtype: DType,
     /// Blocks of the KV cache.
     pub kv_blocks: usize,
     /// Tokens a block.

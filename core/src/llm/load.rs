@@ -35,6 +35,7 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
         chat_template: config.chat_template.clone().or_else(|| checkpoint.chat_template()),
         special_tokens: checkpoint.special_tokens(),
         device: String::new(),
+        dtype: DType::Bf16,
         kv_blocks: 0,
         block_size: config.cache.block_size,
         generation_defaults: checkpoint.generation_defaults(),
@@ -51,6 +52,7 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
     info.max_model_len = built.max_model_len;
     info.kv_blocks = built.blocks;
     info.device = built.device;
+    info.dtype = built.dtype;
     let name = config.served_model_name.unwrap_or_else(|| config.model.display().to_string());
     let metrics = Arc::new(Metrics::new(&name, config.lora.max_host_adapters));
     let blocks =
@@ -81,6 +83,7 @@ struct Built {
     max_model_len: usize,
     blocks: usize,
     device: String,
+    dtype: DType,
     adapter_pool: usize,
 }
 
@@ -132,6 +135,7 @@ fn build<B: Backend>(
         max_model_len,
         blocks: kv.blocks,
         device: device.name,
+        dtype: device.dtype,
         adapter_pool: pool,
     })
 }

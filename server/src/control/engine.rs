@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Query, State};
-use loraplex_core::PauseMode;
+use loraplex_core::{DType, PauseMode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -141,13 +141,18 @@ pub(crate) async fn server_info(State(app): State<App>) -> Json<Value> {
     let lora = app.lora_limits.map(|(max_lora_rank, max_loras)| {
         json!({ "max_lora_rank": max_lora_rank, "max_loras": max_loras })
     });
+    let dtype = match app.converter.model.dtype {
+        DType::F32 => "torch.float32",
+        DType::Bf16 => "torch.bfloat16",
+        DType::F16 => "torch.float16",
+    };
     Json(json!({
         "vllm_config": {
             "lora_config": lora,
             "parallel_config": { "data_parallel_size": 1, "tensor_parallel_size": 1 },
             "model_config": {
                 "model": app.root,
-                "dtype": "torch.bfloat16",
+                "dtype": dtype,
                 "max_model_len": app.converter.model.max_model_len,
             },
             "weight_transfer_config": null,

@@ -28,6 +28,7 @@ fn new_converter() -> Converter {
             eos_token_ids: vec![2],
             chat_template: None,
             special_tokens: Vec::new(),
+            dtype: loraplex_core::DType::F32,
             device: String::new(),
             kv_blocks: 1,
             block_size: 16,
