@@ -7,7 +7,7 @@ use loraplex_core::Llm;
 use loraplex_server::serve::{Connections, Limits};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{app, load, shared};
 
@@ -22,7 +22,11 @@ async fn serve(llm: &Llm) -> Server {
 }
 
 async fn serve_within(llm: &Llm, limits: Limits) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // The kernel would hold megabytes for a client otherwise; accepted sockets inherit it.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(8 << 10).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
     let address = listener.local_addr().unwrap();
     let connections = Arc::new(Connections::new(limits));
     let mut accepting = tokio::task::JoinSet::new();
@@ -190,11 +194,11 @@ async fn a_client_that_stops_reading_is_cut() {
     let llm = load(|config| config.max_model_len = Some(512));
     let limits = Limits { write: Duration::from_millis(200), buffer: 8 << 10, ..Limits::default() };
     let server = serve_within(&llm, limits).await;
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut deaf = socket.connect(server.address).await.unwrap();
     let body = json!({
-        "prompt": "a", "max_tokens": 500, "ignore_eos": true, "stream": true, "n": 16, "logprobs": 5,
+        "prompt": "a", "max_tokens": 500, "ignore_eos": true, "stream": true, "n": 2, "logprobs": 5,
     })
     .to_string();
     let head = format!(
