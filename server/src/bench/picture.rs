@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::report::Report;
 
-const WIDTH: f64 = 1160.0;
+const WIDTH: f64 = 1090.0;
 const HEIGHT: f64 = 470.0;
 const PLOT: (f64, f64) = (440.0, 300.0);
 const TOP: f64 = 90.0;
@@ -152,11 +152,13 @@ fn number(value: f64) -> String {
     if value < 10.0 && value.fract() != 0.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
-/// The next of 1, 2, 4, 6, 8 times a power of ten above `value`, with a little air.
+/// A number above `value`, with a little air, whose quarters are short.
 fn ceiling(value: f64) -> f64 {
     let value = value * 1.05;
     let power = 10f64.powf(value.log10().floor());
-    let step = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].into_iter().find(|step| step * power >= value);
+    let step = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 6.0, 8.0, 10.0]
+        .into_iter()
+        .find(|step| step * power >= value);
     step.unwrap_or(10.0) * power
 }
 
@@ -167,7 +169,7 @@ mod tests {
     #[test]
     fn axes_end_at_round_numbers_above() {
         for (value, end) in
-            [(0.9, 1.0), (1.0, 2.0), (130.0, 200.0), (199.0, 400.0), (950.0, 1000.0)]
+            [(0.9, 1.0), (1.0, 1.2), (130.0, 160.0), (199.0, 240.0), (950.0, 1000.0)]
         {
             assert!((ceiling(value) - end).abs() < 1e-9, "{value}: {}", ceiling(value));
         }
