@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::bench::args::BenchArgs;
 use crate::config::file::one_or_many;
 use crate::config::secret::Secret;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Serve(Box<Settings>),
     /// Serve the small model that comes with the server, with three adapters
     Demo(Box<Settings>),
+    /// Measure a server: the speed with adapters as a share of the base's
+    Bench(Box<BenchArgs>),
 }
 
 /// Every setting: `None` or empty where nobody has spoken.

@@ -10,6 +10,7 @@
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
 //! | [`control`] | adapters that come and go while the server runs |
 //! | [`hub`] | models and adapters of the Hugging Face Hub |
+//! | [`bench`] | loads for this server or another, and what they find |
 //! | [`demo`] | the model that comes with the server |
 //! | [`chat_template`] | conversations to prompts |
 //! | `generate`, `reply`, `sse` | engine outputs to answers and streams |
@@ -22,6 +23,7 @@
 
 pub mod args;
 pub mod auth;
+pub mod bench;
 mod body;
 mod chat;
 pub mod chat_template;

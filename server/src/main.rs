@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use loraplex_server::args::{Cli, Command, Settings};
+use loraplex_server::bench::bench;
 use loraplex_server::config::ServerConfig;
 use loraplex_server::config::env::Environment;
 use loraplex_server::demo;
@@ -30,7 +31,11 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> Result<()> {
     let environment = Environment::from_process();
-    let filter = environment.log.as_deref().unwrap_or("info");
+    let filter = environment.log.as_deref().unwrap_or(match cli.command {
+        // A line for each request would break the progress bar.
+        Some(Command::Bench(_)) => "warn",
+        _ => "info",
+    });
     let filter = EnvFilter::try_new(filter).with_context(|| format!("RUST_LOG={filter}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -43,6 +48,7 @@ fn start(cli: Cli) -> Result<()> {
         None => runtime.block_on(serve(*cli.settings, &environment)),
         Some(Command::Serve(settings)) => runtime.block_on(serve(*settings, &environment)),
         Some(Command::Demo(settings)) => runtime.block_on(demo(*settings, &environment)),
+        Some(Command::Bench(args)) => runtime.block_on(bench(*args, &environment)),
     };
     // A load that a signal has interrupted may still hold a thread.
     runtime.shutdown_background();

@@ -17,29 +17,52 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections at once; more wait in the listener's queue.
-const MAX_CONNECTIONS: usize = 4096;
-/// For a request's head to arrive, and for an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a client to read something of what waits for it.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of a request's head; a longer one gets 431. Of an answer, what waits for a client before the engine's output does.
-const BUFFER: usize = 64 << 10;
+/// How much of a server one client may hold, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at once; more wait in the listener's queue.
+    pub connections: usize,
+    /// For a request's head to arrive, and for an idle connection.
+    pub head: Duration,
+    /// For a client to read something of what waits for it.
+    pub write: Duration,
+    /// Bytes of a request's head; a longer one gets 431. Of an answer, what waits for a client before the engine's output
+    /// does.
+    pub buffer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            head: Duration::from_secs(30),
+            write: Duration::from_secs(60),
+            buffer: 64 << 10,
+        }
+    }
+}
+
 /// After a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Open connections and how to end them.
 #[derive(Debug, Default)]
 pub struct Connections {
+    limits: Limits,
     tasks: TaskTracker,
     drain: CancellationToken,
     abort: CancellationToken,
 }
 
 impl Connections {
+    /// None yet, and never beyond `limits`.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// Accepts until [`Connections::drain`], then closes the listener.
     pub async fn accept(&self, listener: TcpListener, app: Router) {
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(self.limits.connections));
         loop {
             let permit = permits.clone().acquire_owned();
             let accepted = async { (permit.await, listener.accept().await) };
@@ -57,11 +80,12 @@ impl Connections {
             // Small chunks of a stream must not wait for one another.
             let _ = stream.set_nodelay(true);
             let (app, drain, abort) = (app.clone(), self.drain.clone(), self.abort.clone());
+            let limits = self.limits;
             self.tasks.spawn(async move {
                 let _permit = permit;
                 tokio::select! {
                     () = abort.cancelled() => {}
-                    () = connection(stream, app, drain) => {}
+                    () = connection(stream, app, drain, limits) => {}
                 }
             });
         }
@@ -89,12 +113,12 @@ impl Connections {
     }
 }
 
-async fn connection(stream: TcpStream, app: Router, drain: CancellationToken) {
-    let io = TokioIo::new(Impatient { stream, waiting: None });
+async fn connection(stream: TcpStream, app: Router, drain: CancellationToken, limits: Limits) {
+    let io = TokioIo::new(Impatient { stream, patience: limits.write, waiting: None });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(BUFFER)
+        .header_read_timeout(limits.head)
+        .max_buf_size(limits.buffer)
         .serve_connection(io, TowerToHyperService::new(app));
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -110,10 +134,11 @@ async fn connection(stream: TcpStream, app: Router, drain: CancellationToken) {
     }
 }
 
-/// A stream whose writes fail when the other side has read nothing for [`WRITE_TIMEOUT`].
+/// A stream whose writes fail when the other side has read nothing for as long as `patience`.
 #[derive(Debug)]
 struct Impatient {
     stream: TcpStream,
+    patience: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
@@ -127,7 +152,8 @@ impl Impatient {
             self.waiting = None;
             return poll;
         }
-        let sleep = || Box::pin(tokio::time::sleep(WRITE_TIMEOUT));
+        let patience = self.patience;
+        let sleep = || Box::pin(tokio::time::sleep(patience));
         match self.waiting.get_or_insert_with(sleep).as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod batching;
+mod bench;
 mod hostile;
 mod hub;
 mod lifecycle;

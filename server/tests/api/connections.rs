@@ -1,12 +1,13 @@
 //! Real sockets: clients that go away, heads that are too long, tiny chunks, and the end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use loraplex_core::Llm;
-use loraplex_server::serve::Connections;
+use loraplex_server::serve::{Connections, Limits};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{app, load, shared};
 
@@ -17,9 +18,17 @@ struct Server {
 }
 
 async fn serve(llm: &Llm) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    serve_within(llm, Limits::default()).await
+}
+
+async fn serve_within(llm: &Llm, limits: Limits) -> Server {
+    // The kernel would hold megabytes for a client otherwise; accepted sockets inherit it.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(8 << 10).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
     let address = listener.local_addr().unwrap();
-    let connections = Arc::new(Connections::default());
+    let connections = Arc::new(Connections::new(limits));
     let mut accepting = tokio::task::JoinSet::new();
     let (own, app) = (connections.clone(), app(llm, &[], &[]));
     accepting.spawn(async move { own.accept(listener, app).await });
@@ -51,10 +60,10 @@ async fn read_until(socket: &mut TcpStream, needle: &str) -> String {
 async fn idle(llm: &Llm) {
     let wait = async {
         while llm.engine().open_requests() > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
 }
 
 #[tokio::test]
@@ -138,6 +147,113 @@ async fn requests_that_are_no_http_do_no_harm() {
     while text.matches("\"version\"").count() < 3 {
         text += &read_until(&mut socket, "}").await;
     }
+}
+
+/// T-HTTP: a head that comes byte by byte is cut off, however many do that, and others are served meanwhile.
+#[tokio::test]
+async fn two_hundred_slow_heads_are_cut_and_hold_nobody_up() {
+    let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
+    let server = serve_within(shared(), limits).await;
+    let mut slow = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        slow.spawn(async move {
+            let (mut reader, mut writer) = socket.split();
+            let mut answer = [0; 64];
+            let crumbs = async {
+                // Far longer than the limit, and always alive.
+                for _ in 0..10_000 {
+                    if writer.write_all(b"x").await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                () = crumbs => {}
+                _ = reader.read(&mut answer) => {}
+            }
+        });
+    }
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(request(false, 2).as_bytes()).await.unwrap();
+    assert!(read_until(&mut socket, "usage").await.starts_with("HTTP/1.1 200"));
+    drop(socket);
+    let cut = async {
+        while slow.join_next().await.is_some() {}
+        while server.connections.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), cut).await.unwrap();
+}
+
+/// T-HTTP: a client that stops reading is cut, which aborts its request; the engine serves others all the while.
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut() {
+    let llm = load(|config| config.max_model_len = Some(512));
+    let limits = Limits { write: Duration::from_millis(200), buffer: 8 << 10, ..Limits::default() };
+    let server = serve_within(&llm, limits).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut deaf = socket.connect(server.address).await.unwrap();
+    let body = json!({
+        "prompt": "a", "max_tokens": 500, "ignore_eos": true, "stream": true, "n": 2, "logprobs": 5,
+    })
+    .to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    deaf.write_all(head.as_bytes()).await.unwrap();
+    while llm.engine().open_requests() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(request(false, 2).as_bytes()).await.unwrap();
+    assert!(read_until(&mut socket, "usage").await.starts_with("HTTP/1.1 200"));
+    drop(socket);
+    let cut = async {
+        while server.connections.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), cut).await.unwrap();
+    idle(&llm).await;
+    // It was the server that hung up: what the kernel still held ends before the answer does.
+    let mut rest = Vec::new();
+    let _ = deaf.read_to_end(&mut rest).await;
+    assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
+}
+
+/// T-HTTP: three megabytes in chunks of one byte, and bodies shorter than they say.
+#[tokio::test]
+async fn tiny_chunks_and_lying_lengths() {
+    let server = serve(shared()).await;
+    let head = "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    let (mut reader, mut writer) = socket.split();
+    let crumbs = "1\r\n \r\n".repeat(3 << 20);
+    let send = async {
+        let start = format!("{head}transfer-encoding: chunked\r\n\r\n");
+        writer.write_all(start.as_bytes()).await?;
+        writer.write_all(crumbs.as_bytes()).await?;
+        writer.write_all(b"e\r\n{\"prompt\":\"a\"}\r\n0\r\n\r\n").await
+    };
+    let mut answer = [0; 12];
+    let (written, read) = tokio::join!(send, reader.read_exact(&mut answer));
+    written.unwrap();
+    read.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    let lie = format!("{head}content-length: 5000\r\n\r\n{{\"prompt\":\"a\"}}");
+    socket.write_all(lie.as_bytes()).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut answer = String::new();
+    let _ = socket.read_to_string(&mut answer).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
 #[tokio::test]

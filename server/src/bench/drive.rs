@@ -1,0 +1,68 @@
+//! Puts a plan on a server: so many at once (closed loop), or each at its time (open loop).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::client::Client;
+use super::stats::Sample;
+use super::workload::Planned;
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Of the requests that were answered.
+    pub samples: Vec<Sample>,
+    /// Why the others were not.
+    pub errors: Vec<String>,
+    /// From the first request's turn to the last one's end.
+    pub duration: Duration,
+}
+
+/// Whom requests go to.
+#[derive(Debug)]
+pub struct Target {
+    /// The server.
+    pub client: Client,
+    /// The base's name.
+    pub base: String,
+    /// Names of adapters.
+    pub adapters: Vec<String>,
+    /// Requests in flight at most.
+    pub concurrency: usize,
+}
+
+impl Target {
+    /// Sends all of `plan`. A place in flight is taken in the plan's order, at the request's time.
+    pub async fn drive(&self, plan: Vec<Planned>, bar: &ProgressBar) -> Outcome {
+        let places = Arc::new(Semaphore::new(self.concurrency));
+        let mut running = JoinSet::new();
+        let mut outcome = Outcome::default();
+        let start = Instant::now();
+        for planned in plan {
+            tokio::time::sleep_until((start + planned.at).into()).await;
+            let place = places.clone().acquire_owned().await.expect("nobody closes it");
+            let model = planned.adapter.map_or(&self.base, |index| &self.adapters[index]).clone();
+            let client = self.client.clone();
+            let bar = bar.clone();
+            running.spawn(async move {
+                let result = client.complete(&model, &planned).await;
+                drop(place);
+                bar.inc(1);
+                result
+            });
+        }
+        while let Some(result) = running.join_next().await {
+            match result {
+                Ok(Ok(sample)) => outcome.samples.push(sample),
+                Ok(Err(error)) => outcome.errors.push(format!("{error:#}")),
+                Err(error) => outcome.errors.push(error.to_string()),
+            }
+        }
+        outcome.duration = start.elapsed();
+        outcome
+    }
+}

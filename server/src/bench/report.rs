@@ -1,0 +1,198 @@
+//! Outcomes to what is written: JSON, and a table for people.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::drive::Outcome;
+use super::stats::{Figures, Ratio, Sample};
+use super::workload::Mix;
+
+/// Everything that a run found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Of this layout; a field that changes its meaning raises it.
+    pub schema: u32,
+    /// The server that was measured.
+    pub server: String,
+    /// The base's name.
+    pub base_model: String,
+    /// As typed.
+    pub shape: String,
+    /// Requests of a mix in one round.
+    pub requests: usize,
+    /// Rounds.
+    pub rounds: usize,
+    /// Requests in flight at most; `null` where there is no limit.
+    pub concurrency: Option<usize>,
+    /// Arrivals a second; `null` in a closed loop.
+    pub request_rate: Option<f64>,
+    /// Of everything that was drawn.
+    pub seed: u64,
+    /// The base first.
+    pub mixes: Vec<MixReport>,
+}
+
+/// One mix over all rounds.
+#[derive(Debug, Serialize)]
+pub struct MixReport {
+    /// As typed.
+    pub mix: String,
+    /// Distinct adapters that it may ask.
+    pub adapters: usize,
+    /// Of all rounds together: percentiles over all requests, rates over the sum of the rounds' times.
+    pub all: Figures,
+    /// Of each round.
+    pub rounds: Vec<Figures>,
+    /// Against the base.
+    pub ratio_to_base: Ratios,
+    /// One of the failures, if there were any.
+    pub error: Option<String>,
+    /// Every request's end-to-end time in ms, in order of size; for the picture.
+    #[serde(skip)]
+    pub e2e_ms: Vec<f64>,
+}
+
+/// Medians of a mix against those of the base, with the spread over rounds.
+#[derive(Debug, Default, Serialize)]
+pub struct Ratios {
+    /// Output tokens a second; above 1 is faster than the base.
+    pub output_tokens_per_s: Ratio,
+    /// Prompt and output tokens a second.
+    pub total_tokens_per_s: Ratio,
+    /// Median time to the first token; above 1 is slower than the base.
+    pub ttft: Ratio,
+    /// Median time between chunks.
+    pub itl: Ratio,
+    /// Median time per token after the first.
+    pub tpot: Ratio,
+    /// Median end-to-end time.
+    pub e2e: Ratio,
+}
+
+/// Sums up: `outcomes` holds a mix's rounds, the base's first.
+pub fn mixes(outcomes: Vec<(Mix, Vec<Outcome>)>) -> Vec<MixReport> {
+    let mut reports: Vec<MixReport> = outcomes.into_iter().map(|(m, o)| sum(m, o)).collect();
+    let Some(base) = reports.first().map(|base| base.rounds.clone()) else { return reports };
+    for report in &mut reports {
+        let ratio = |value: fn(&Figures) -> f64| {
+            let values = |rounds: &[Figures]| rounds.iter().map(value).collect::<Vec<_>>();
+            Ratio::of(&values(&report.rounds), &values(&base))
+        };
+        report.ratio_to_base = Ratios {
+            output_tokens_per_s: ratio(|figures| figures.output_tokens_per_s),
+            total_tokens_per_s: ratio(|figures| figures.total_tokens_per_s),
+            ttft: ratio(|figures| figures.ttft_ms.median),
+            itl: ratio(|figures| figures.itl_ms.median),
+            tpot: ratio(|figures| figures.tpot_ms.median),
+            e2e: ratio(|figures| figures.e2e_ms.median),
+        };
+    }
+    reports
+}
+
+fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
+    let rounds: Vec<Figures> = outcomes
+        .iter()
+        .map(|outcome| Figures::of(&outcome.samples, outcome.errors.len(), outcome.duration))
+        .collect();
+    let duration = outcomes.iter().map(|outcome| outcome.duration).sum();
+    let failed = outcomes.iter().map(|outcome| outcome.errors.len()).sum();
+    let error = outcomes.iter().find_map(|outcome| outcome.errors.first().cloned());
+    let samples: Vec<Sample> = outcomes.into_iter().flat_map(|outcome| outcome.samples).collect();
+    let mut e2e_ms: Vec<f64> = samples.iter().map(|s| s.e2e.as_secs_f64() * 1e3).collect();
+    e2e_ms.sort_by(f64::total_cmp);
+    MixReport {
+        mix: mix.name(),
+        adapters: mix.adapters(),
+        all: Figures::of(&samples, failed, duration),
+        rounds,
+        ratio_to_base: Ratios::default(),
+        error,
+        e2e_ms,
+    }
+}
+
+impl Report {
+    /// For a terminal.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let loop_ = match (self.request_rate, self.concurrency) {
+            (Some(rate), _) => format!("{rate} requests/s"),
+            (None, at_once) => format!("{} at once", at_once.unwrap_or(self.requests)),
+        };
+        let _ = writeln!(
+            text,
+            "{} on {}: shape {}, {loop_}, {} rounds of {} requests each\n\n\
+             {:<14} {:>8} {:>8}  {:<20} {:>22} {:>20} {:>20} {:>25} {:>6}",
+            self.base_model,
+            self.server,
+            self.shape,
+            self.rounds,
+            self.requests,
+            "mix",
+            "out t/s",
+            "all t/s",
+            "out, share of base",
+            "TTFT ms 50/90/99%",
+            "ITL ms 50/90/99%",
+            "TPOT ms 50/90/99%",
+            "E2E ms 50/90/99%",
+            "failed"
+        );
+        for mix in &self.mixes {
+            let share = mix.ratio_to_base.output_tokens_per_s;
+            let three = |spread: super::stats::Spread| {
+                format!("{:.1} {:.1} {:.1}", spread.median, spread.p90, spread.p99)
+            };
+            let _ = writeln!(
+                text,
+                "{:<14} {:>8.1} {:>8.1}  {:<20} {:>22} {:>20} {:>20} {:>25} {:>6}",
+                mix.mix,
+                mix.all.output_tokens_per_s,
+                mix.all.total_tokens_per_s,
+                format!("{:.3} ({:.3}-{:.3})", share.of_medians, share.min, share.max),
+                three(mix.all.ttft_ms),
+                three(mix.all.itl_ms),
+                three(mix.all.tpot_ms),
+                three(mix.all.e2e_ms),
+                mix.all.failed
+            );
+        }
+        for mix in &self.mixes {
+            if let Some(error) = &mix.error {
+                let _ = writeln!(text, "{} failed with: {error}", mix.mix);
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_mix_is_measured_against_the_base_of_its_round() {
+        let outcome = |ms: u64| Outcome {
+            samples: vec![Sample {
+                e2e: Duration::from_millis(ms),
+                output_tokens: 10,
+                ..Sample::default()
+            }],
+            errors: Vec::new(),
+            duration: Duration::from_millis(ms),
+        };
+        let reports = mixes(vec![
+            (Mix::Base, vec![outcome(100), outcome(200)]),
+            (Mix::One, vec![outcome(200), outcome(200)]),
+        ]);
+        let share = reports[1].ratio_to_base.output_tokens_per_s;
+        // 50 and 50 tokens/s against 100 and 50.
+        assert!((share.of_medians - 50.0 / 75.0).abs() < 1e-9);
+        assert!((share.min - 0.5).abs() < 1e-9 && (share.max - 1.0).abs() < 1e-9);
+        assert!((reports[0].ratio_to_base.e2e.of_medians - 1.0).abs() < 1e-9);
+        assert_eq!(reports[1].e2e_ms, [200.0, 200.0]);
+    }
+}
