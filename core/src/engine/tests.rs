@@ -8,11 +8,11 @@ use tokio::runtime::Builder;
 use super::*;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
-use crate::request::{GenerateRequest, SamplingParams, TextOptions, UpdatePolicy};
+use crate::request::{GenerateRequest, Output, SamplingParams, TextOptions, UpdatePolicy};
 use crate::scheduler::Sequences;
 use crate::tokenizer::Tokenizer;
 
-/// Draws the token after the last one; fails when it meets the token 99.
+/// Draws the token after the last one; fails when it meets the token 99 and panics when it meets 999.
 #[derive(Debug, Default)]
 struct Counting {
     drawn: Vec<u32>,
@@ -23,6 +23,7 @@ impl Runner for Counting {
         self.drawn.clear();
         for chunk in plan.chunks.iter().filter(|chunk| chunk.draws) {
             let last = *sequences.get(chunk.slot).tokens.last().expect("prompts are not empty");
+            assert_ne!(last, 999, "the script says so");
             if last == 99 {
                 return Err(Error::internal("the script says so"));
             }
@@ -143,4 +144,55 @@ fn requests_outside_the_bounds_are_refused_before_the_queue() {
         assert_eq!((error.kind, error.param), (ErrorKind::InvalidRequest, Some(param)));
     }
     assert_eq!(engine.open_requests(), 0);
+}
+
+/// Q4: the step that fails takes its own sequences along and nothing else, at whatever step it comes.
+#[test]
+fn a_step_that_fails_late_leaves_the_others_and_no_block_behind() {
+    let engine = engine(8);
+    for step in 1..=50 {
+        let fails = engine.submit(request(100 - step, 60)).unwrap();
+        let beside = engine.submit(request(200, 60)).unwrap();
+        let waits = engine.submit(request(300, 60)).unwrap();
+
+        let error = wait(fails.collect()).unwrap_err();
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::Internal, "the script says so")
+        );
+        // Whether it shared the failed step depends on when it came and whether it gave way.
+        let whole = |first: u32| (first + 1..=first + 60).collect::<Vec<_>>();
+        let ids = |output: Output| output.tokens.iter().map(|token| token.id).collect::<Vec<_>>();
+        match wait(beside.collect()) {
+            Ok(output) => assert_eq!(ids(output), whole(200)),
+            Err(error) => assert_eq!(error.kind, ErrorKind::Internal),
+        }
+        assert_eq!(ids(wait(waits.collect()).unwrap()), whole(300), "step {step}");
+        assert!(wait(engine.reset_prefix_cache()).unwrap(), "step {step} left a block in use");
+        assert_eq!(engine.open_requests(), 0);
+    }
+}
+
+/// Q4: an engine that dies answers everybody and takes nothing more; nobody hangs.
+#[test]
+fn a_panic_in_a_step_ends_every_stream_with_an_error() {
+    for step in [1, 2, 30] {
+        let engine = engine(8);
+        let dies = engine.submit(request(1000 - step, 60)).unwrap();
+        let others = [200, 300].map(|first| engine.submit(request(first, 60)));
+        let error = wait(dies.collect()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Internal, "{error}");
+        // The others either ended before or share its fate; one that came too late was refused.
+        for other in others {
+            match other.and_then(|stream| wait(stream.collect())) {
+                Ok(output) => assert!(output.finish.is_some()),
+                Err(error) => {
+                    assert!(matches!(error.kind, ErrorKind::Internal | ErrorKind::Unavailable));
+                }
+            }
+        }
+        engine.join();
+        let refused = engine.submit(request(20, 1)).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Unavailable);
+    }
 }

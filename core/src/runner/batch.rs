@@ -60,9 +60,14 @@ impl InputBatch {
     }
 }
 
-/// The rows of `plan` whose logits are wanted, in the order that [`Runner::collect`](super::Runner::collect) promises.
-pub(super) fn sample_rows<'a>(plan: &StepPlan, sequences: &'a Sequences) -> Vec<SampleRow<'a>> {
-    let mut rows = Vec::with_capacity(plan.chunks.iter().map(Chunk::samples).sum());
+/// Puts the rows of `plan` whose logits are wanted into `rows`, in the order that
+/// [`Runner::collect`](super::Runner::collect) promises.
+pub(super) fn sample_rows<'a>(
+    plan: &StepPlan,
+    sequences: &'a Sequences,
+    rows: &mut Vec<SampleRow<'a>>,
+) {
+    rows.reserve(plan.chunks.iter().map(Chunk::samples).sum());
     let mut first_row = 0;
     for chunk in &plan.chunks {
         let sequence = sequences.get(chunk.slot);
@@ -82,7 +87,13 @@ pub(super) fn sample_rows<'a>(plan: &StepPlan, sequences: &'a Sequences) -> Vec<
         }
         first_row += chunk.rows;
     }
-    rows
+}
+
+/// An empty vector in the memory of `used`. A step's rows borrow from that step, so their vector cannot be kept as it
+/// is; collecting an emptied vector into one of the same layout keeps the memory without `unsafe`.
+pub(super) fn recycled<T, U>(mut used: Vec<T>) -> Vec<U> {
+    used.clear();
+    used.into_iter().map(|_| unreachable!("the vector was emptied")).collect()
 }
 
 fn draw(sequence: &Sequence) -> SamplingParams<'_> {
@@ -108,5 +119,24 @@ fn draw(sequence: &Sequence) -> SamplingParams<'_> {
         top_p: params.top_p,
         seed: sequence.seed,
         draw: output.len() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_vector_keeps_its_memory() {
+        let text = String::from("borrowed");
+        let mut kept: Vec<&'static str> = Vec::with_capacity(100);
+        let memory = kept.as_ptr();
+        for _ in 0..3 {
+            let mut rows: Vec<&str> = recycled(kept);
+            rows.extend([text.as_str(); 100]);
+            kept = recycled(rows);
+            assert!(kept.is_empty());
+            assert_eq!((kept.as_ptr(), kept.capacity()), (memory, 100));
+        }
     }
 }

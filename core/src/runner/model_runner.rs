@@ -3,10 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
-use loraplex_kernels::{Backend, KvShape, LoraSegment, OpCounters, StepMode, StepOutput};
+use loraplex_kernels::{
+    Backend, KvShape, LoraSegment, OpCounters, SampleRow, StepMode, StepOutput,
+};
 
 use super::Runner;
-use super::batch::{InputBatch, sample_rows};
+use super::batch::{InputBatch, recycled, sample_rows};
 use crate::adapter::Adapter;
 use crate::error::Result;
 use crate::model::{Decoder, Workspace};
@@ -20,6 +22,9 @@ pub struct ModelRunner<B: Backend> {
     workspace: Workspace<B>,
     block_size: usize,
     batch: InputBatch,
+    /// Empty between steps: the memory of what borrows from a step.
+    segments: Vec<LoraSegment<'static, B::Adapter>>,
+    samples: Vec<SampleRow<'static>>,
     residents: HashMap<u64, Resident<B>>,
     in_flight: VecDeque<B::Ticket>,
 }
@@ -41,6 +46,8 @@ impl<B: Backend> ModelRunner<B> {
             workspace,
             block_size: kv.block_size,
             batch: InputBatch::default(),
+            segments: Vec::new(),
+            samples: Vec::new(),
             residents: HashMap::new(),
             in_flight: VecDeque::new(),
         })
@@ -59,13 +66,13 @@ impl<B: Backend> ModelRunner<B> {
     }
 }
 
-/// One segment for each run of chunks with the same adapter.
+/// Puts one segment for each run of chunks with the same adapter into `segments`.
 fn segments<'a, B: Backend>(
     plan: &StepPlan,
     sequences: &Sequences,
     residents: &'a HashMap<u64, Resident<B>>,
-) -> Vec<LoraSegment<'a, B::Adapter>> {
-    let mut segments: Vec<LoraSegment<'a, B::Adapter>> = Vec::new();
+    segments: &mut Vec<LoraSegment<'a, B::Adapter>>,
+) {
     let (mut row, mut open) = (0, None);
     for chunk in &plan.chunks {
         let generation = sequences.get(chunk.slot).generation();
@@ -81,7 +88,6 @@ fn segments<'a, B: Backend>(
         open = generation;
         row += chunk.rows as u32;
     }
-    segments
 }
 
 impl<B: Backend> Runner for ModelRunner<B> {
@@ -91,13 +97,17 @@ impl<B: Backend> Runner for ModelRunner<B> {
         }
         self.make_resident(plan, sequences)?;
         self.batch.fill(plan, sequences, self.block_size);
-        let segments = segments(plan, sequences, &self.residents);
-        let step = self.batch.step::<B>(&segments);
-        if self.backend.begin_step(&step)? == StepMode::Issue {
+        let mut lora = recycled(std::mem::take(&mut self.segments));
+        segments(plan, sequences, &self.residents, &mut lora);
+        let mode = self.backend.begin_step(&self.batch.step::<B>(&lora))?;
+        self.segments = recycled(lora);
+        if mode == StepMode::Issue {
             self.model.forward(&mut self.backend, &mut self.workspace)?;
         }
-        let samples = sample_rows(plan, sequences);
+        let mut samples = recycled(std::mem::take(&mut self.samples));
+        sample_rows(plan, sequences, &mut samples);
         self.backend.sample(self.model.head(), self.workspace.normed(), &samples)?;
+        self.samples = recycled(samples);
         let ticket = self.backend.end_step()?;
         self.in_flight.push_back(ticket);
         Ok(())
