@@ -143,7 +143,7 @@ async fn a_start_from_the_hub_that_cannot_work_says_what_to_do() {
     ] {
         let mut env = environment(&url, home.path());
         env.extend(more);
-        let args = vec![model.to_owned(), "--port".into(), "0".into()];
+        let args = [model.to_owned(), "--port".into(), "0".into()];
         let env: Vec<(String, String)> =
             env.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let run = move || {

@@ -24,6 +24,8 @@ pub struct Client {
 impl Client {
     /// For the server at `url`, with or without `/v1`.
     pub fn new(url: &str, key: Option<String>, text_prompts: bool) -> Self {
+        // Fails where one is installed already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         Self { http: reqwest::Client::new(), url, key, text_prompts }
     }
