@@ -20,7 +20,7 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::adapter::Adapter;
 use crate::kv_cache::BlockStats;
 use crate::request::FinishReason;
-use crate::scheduler::Sequence;
+use crate::scheduler::{PoolStats, Sequence};
 
 use lora_info::{LoraInfo, LoraInfoCollector};
 
@@ -45,6 +45,11 @@ pub struct Metrics {
     queue_time: Histogram,
     iteration_tokens: Histogram,
     lora_operations: Counter,
+    pool_adapters: Gauge,
+    pool_bytes: Gauge,
+    pool_limit: Gauge,
+    pool_evictions: Counter,
+    paused: Gauge,
     lora: Arc<LoraInfo>,
     seen: Mutex<Seen>,
 }
@@ -54,6 +59,7 @@ pub struct Metrics {
 struct Seen {
     prefix: BlockStats,
     operations: OpCounters,
+    evictions: u64,
 }
 
 /// The state of the engine after a step.
@@ -75,6 +81,10 @@ pub struct StepReport {
     pub prefix: BlockStats,
     /// Operations of the backend since the start.
     pub operations: OpCounters,
+    /// What the device holds of adapters.
+    pub pool: PoolStats,
+    /// Whether the engine is paused.
+    pub paused: bool,
 }
 
 /// Upper edges, in seconds, of vLLM's histograms.
@@ -142,6 +152,14 @@ impl Metrics {
             iteration_tokens: model.histogram("vllm:iteration_tokens", "Rows of a step", &TOKENS),
             lora_operations: model
                 .plain("loraplex:lora_operations", "LoRA shrinks and expands issued"),
+            pool_adapters: model
+                .plain("loraplex:lora_pool_adapters", "Generations of adapters on the device"),
+            pool_bytes: model.plain("loraplex:lora_pool_bytes", "Their bytes"),
+            pool_limit: model
+                .plain("loraplex:lora_pool_limit_bytes", "Bytes that adapters may take there"),
+            pool_evictions: model
+                .plain("loraplex:lora_pool_evictions", "Generations that gave way to others"),
+            paused: model.plain("loraplex:paused", "1 while the engine is paused"),
             lora,
             seen: Mutex::default(),
             registry,
@@ -198,6 +216,10 @@ impl Metrics {
         self.requests_waiting.set(report.waiting as i64);
         self.kv_cache_usage.set(report.blocks_used as f64 / report.blocks.max(1) as f64);
         self.preemptions.inc_by(report.preempted as u64);
+        self.pool_adapters.set(report.pool.residents as i64);
+        self.pool_bytes.set(report.pool.bytes as i64);
+        self.pool_limit.set(report.pool.limit as i64);
+        self.paused.set(i64::from(report.paused));
         if report.rows > 0 {
             self.iteration_tokens.observe(report.rows as f64);
         }
@@ -206,7 +228,12 @@ impl Metrics {
         self.prefix_hits.inc_by(report.prefix.hit_tokens - seen.prefix.hit_tokens);
         let operations = |c: &OpCounters| c.lora_shrinks + c.lora_expands;
         self.lora_operations.inc_by(operations(&report.operations) - operations(&seen.operations));
-        *seen = Seen { prefix: report.prefix, operations: report.operations };
+        self.pool_evictions.inc_by(report.pool.evictions - seen.evictions);
+        *seen = Seen {
+            prefix: report.prefix,
+            operations: report.operations,
+            evictions: report.pool.evictions,
+        };
     }
 }
 

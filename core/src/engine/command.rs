@@ -21,8 +21,8 @@ pub(super) enum Command {
     AbortRequests(Option<Vec<String>>, oneshot::Sender<usize>),
     /// A name points to this generation from here on.
     Replace(Arc<Adapter>, oneshot::Sender<()>),
-    /// Stop the flow of tokens; answers when the mode's condition holds.
-    Pause(Pause, oneshot::Sender<()>),
+    /// Stop the flow of tokens; answers when the mode's condition holds, or never will.
+    Pause(Pause, oneshot::Sender<bool>),
     /// Go on.
     Resume(oneshot::Sender<()>),
     /// Forget cached prefixes that nobody uses; answers whether none remains.

@@ -201,7 +201,13 @@ impl EngineHandle {
     ) -> Result<()> {
         let until = lease.map(|lease| Instant::now() + lease);
         let pause = Pause { mode, clear_cache, until };
-        self.ask(|done| Command::Pause(pause, done)).await
+        match self.ask(|done| Command::Pause(pause, done)).await? {
+            true => Ok(()),
+            false => {
+                let message = "the pause was ended or changed before it held";
+                Err(Error::new(ErrorKind::Conflict, message))
+            }
+        }
     }
 
     /// Ends a pause, if there is one.

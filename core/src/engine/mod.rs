@@ -147,6 +147,9 @@ impl Engine {
                 self.release_unused_adapters();
                 let _ = done.send(());
             }
+            Command::Pause(_, done) if self.stopping => {
+                let _ = done.send(false);
+            }
             Command::Pause(pause, done) => {
                 if pause.mode == Mode::Abort {
                     self.abort_all();
@@ -183,6 +186,7 @@ impl Engine {
 
     fn resume(&mut self) {
         self.pause.end();
+        self.scheduler.restart_waits();
         self.paused.store(false, Ordering::Relaxed);
     }
 
@@ -250,8 +254,8 @@ impl Engine {
                 adapter_ended |= sequence.adapter.is_some();
             }
         }
-        if adapter_ended {
-            self.adapters_moved = true;
+        self.adapters_moved |= adapter_ended;
+        if adapter_ended || self.plan.flipped {
             self.release_unused_adapters();
         }
     }
@@ -263,6 +267,8 @@ impl Engine {
             let sequence = self.scheduler.finish(chunk.slot, &mut self.blocks);
             self.outputs.fail(sequence.id, error);
         }
+        self.adapters_moved = true;
+        self.release_unused_adapters();
     }
 
     fn end(&mut self, sequence: Sequence, reason: FinishReason) {
@@ -292,6 +298,8 @@ impl Engine {
             blocks: self.blocks.total(),
             prefix: self.blocks.stats(),
             operations: self.runner.counters(),
+            pool: self.scheduler.pool(),
+            paused: self.paused.load(Ordering::Relaxed),
         });
     }
 }

@@ -30,22 +30,24 @@ pub(super) struct Pause {
 pub(super) struct PauseState {
     current: Option<(PauseMode, Option<Instant>)>,
     clear_when_quiet: bool,
-    quiet: Vec<oneshot::Sender<()>>,
+    /// Told whether the pause that they asked for came to hold.
+    quiet: Vec<oneshot::Sender<bool>>,
 }
 
 impl PauseState {
     /// Starts a pause, or changes the one that is. `done` is answered by [`PauseState::settle`].
-    pub(super) fn start(&mut self, pause: &Pause, done: oneshot::Sender<()>) {
+    pub(super) fn start(&mut self, pause: &Pause, done: oneshot::Sender<bool>) {
+        self.answer(false);
         self.current = Some((pause.mode, pause.until));
         self.clear_when_quiet |= pause.clear_cache;
         self.quiet.push(done);
     }
 
-    /// Ends it. Who still waits is answered: the pause that they asked for is over.
+    /// Ends it. Who still waits learns that it never held.
     pub(super) fn end(&mut self) {
         self.current = None;
         self.clear_when_quiet = false;
-        self.answer();
+        self.answer(false);
     }
 
     /// Whether new requests are refused.
@@ -68,14 +70,14 @@ impl PauseState {
         if self.current.is_none() || (has_work && !self.is_frozen()) {
             return false;
         }
-        self.answer();
+        self.answer(true);
         std::mem::take(&mut self.clear_when_quiet)
     }
 
-    fn answer(&mut self) {
+    fn answer(&mut self, held: bool) {
         for done in self.quiet.drain(..) {
             // A receiver that left does not want the answer.
-            let _ = done.send(());
+            let _ = done.send(held);
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::adapter::Adapter;
 pub struct AdapterPool {
     limit: usize,
     used: usize,
+    /// Bytes of residents with a lease.
+    leased: usize,
     residents: HashMap<u64, Resident>,
     /// Counts uses, which orders residents by recency.
     ticks: u64,
@@ -43,7 +45,7 @@ pub struct PoolStats {
 impl AdapterPool {
     /// Room for `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { limit, used: 0, residents: HashMap::new(), ticks: 0, evictions: 0 }
+        Self { limit, used: 0, leased: 0, residents: HashMap::new(), ticks: 0, evictions: 0 }
     }
 
     /// What it holds.
@@ -63,7 +65,7 @@ impl AdapterPool {
 
     /// Whether a lease of `adapter` can be had now.
     pub fn can_lease(&self, adapter: &Adapter) -> bool {
-        self.holds(adapter.generation) || self.limit - self.leased() >= adapter.bytes()
+        self.holds(adapter.generation) || self.limit - self.leased >= adapter.bytes()
     }
 
     /// Takes a lease of `adapter`, which [`AdapterPool::can_lease`] allows. What has to give way, least recently used
@@ -72,6 +74,9 @@ impl AdapterPool {
         self.ticks += 1;
         let ticks = self.ticks;
         if let Some(resident) = self.residents.get_mut(&adapter.generation) {
+            if resident.leases == 0 {
+                self.leased += resident.bytes;
+            }
             resident.leases += 1;
             resident.used = ticks;
             return;
@@ -87,6 +92,7 @@ impl AdapterPool {
         }
         debug_assert!(self.used + bytes <= self.limit, "a lease follows can_lease");
         self.used += bytes;
+        self.leased += bytes;
         let adapter_ref = Arc::downgrade(adapter);
         let resident = Resident { adapter: adapter_ref, bytes, leases: 1, used: ticks };
         self.residents.insert(adapter.generation, resident);
@@ -96,6 +102,9 @@ impl AdapterPool {
     pub fn release(&mut self, generation: u64) {
         let resident = self.residents.get_mut(&generation).expect("what is leased is resident");
         resident.leases -= 1;
+        if resident.leases == 0 {
+            self.leased -= resident.bytes;
+        }
     }
 
     /// Forgets generations that nobody else holds any more; the runner drops them too.
@@ -121,7 +130,7 @@ impl AdapterPool {
             .map(|(&generation, resident)| (resident.leases, generation, resident.bytes))
             .collect();
         leased.sort_unstable();
-        let mut room = self.limit - self.leased();
+        let mut room = self.limit - self.leased;
         for (_, generation, freed) in leased {
             if room >= bytes {
                 return;
@@ -129,11 +138,6 @@ impl AdapterPool {
             room += freed;
             victims.push(generation);
         }
-    }
-
-    fn leased(&self) -> usize {
-        let leased = self.residents.values().filter(|resident| resident.leases > 0);
-        leased.map(|resident| resident.bytes).sum()
     }
 
     fn remove(&mut self, generation: u64) {

@@ -18,7 +18,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::adapter::Adapter;
@@ -45,6 +45,8 @@ pub struct Scheduler {
     pool: AdapterPool,
     /// Successors that running sequences are to take when there is room for them.
     flips: Vec<Arc<Adapter>>,
+    /// The newest generation of names that have been replaced, for sequences that come with an older one.
+    newest: HashMap<String, Weak<Adapter>>,
     /// Sequences that found no room for their adapter in the last step.
     deferred: Vec<Slot>,
     /// Generations that take no new sequences, so that somebody who has waited too long finds room.
@@ -93,6 +95,7 @@ impl Scheduler {
         Self {
             pool,
             flips: Vec::new(),
+            newest: HashMap::new(),
             deferred: Vec::new(),
             victims: Vec::new(),
             config,
@@ -105,7 +108,12 @@ impl Scheduler {
     }
 
     /// Puts a sequence into the queue.
-    pub fn add(&mut self, sequence: Sequence) {
+    pub fn add(&mut self, mut sequence: Sequence) {
+        let name = sequence.adapter.as_ref().map(|adapter| adapter.name());
+        let newest = name.and_then(|name| self.newest.get(name)).and_then(Weak::upgrade);
+        if let Some(newest) = newest.filter(|newest| sequence.follows(newest)) {
+            sequence.take(newest);
+        }
         let (id, rank) = (sequence.id, (sequence.priority, sequence.id));
         let slot = self.sequences.insert(sequence);
         self.slots.insert(id, slot);
@@ -141,29 +149,44 @@ impl Scheduler {
     /// `new` succeeds the earlier generations of its name for the sequences that follow: those that wait take it now,
     /// those that run at the next step that has room for it.
     pub fn flip(&mut self, new: &Arc<Adapter>) {
-        for &slot in self.waiting.values() {
-            let sequence = self.sequences.get_mut(slot);
-            if sequence.follows(new) {
-                sequence.take(new.clone());
-            }
-        }
+        self.newest.retain(|_, adapter| adapter.strong_count() > 0);
+        self.newest.insert(new.name().to_owned(), Arc::downgrade(new));
+        self.take_waiting(new);
         self.flips.retain(|older| older.name() != new.name());
         if self.running.iter().any(|&slot| self.sequences.get(slot).follows(new)) {
             self.flips.push(new.clone());
         }
     }
 
-    /// Takes out the sequences that have waited for room for their adapter longer than they should.
+    fn take_waiting(&mut self, new: &Arc<Adapter>) {
+        for &slot in self.waiting.values() {
+            let sequence = self.sequences.get_mut(slot);
+            if sequence.follows(new) {
+                sequence.take(new.clone());
+            }
+        }
+    }
+
+    /// Takes out the sequences that have waited for room for their adapter longer than they should. The wait begins when
+    /// this finds them without room for the first time.
     pub fn expire(&mut self, now: Instant, blocks: &mut BlockManager) -> Vec<Sequence> {
         let wait = self.config.adapter_wait;
-        let sequences = &self.sequences;
-        let late = |slot: &Slot| {
-            let sequence = sequences.get(*slot);
-            sequence.preemptions == 0 && now.saturating_duration_since(sequence.arrival) > wait
-        };
-        let late: Vec<Slot> = self.deferred.iter().copied().filter(late).collect();
-        self.deferred.retain(|slot| !late.contains(slot));
+        let mut late = Vec::new();
+        for &slot in &self.deferred {
+            let sequence = self.sequences.get_mut(slot);
+            let since = *sequence.deferred_since.get_or_insert(now);
+            if sequence.preemptions == 0 && now.saturating_duration_since(since) > wait {
+                late.push(slot);
+            }
+        }
         late.into_iter().map(|slot| self.remove(slot, blocks)).collect()
+    }
+
+    /// Lets those who wait for room begin anew: nothing moved while the engine stood still.
+    pub fn restart_waits(&mut self) {
+        for &slot in &self.deferred {
+            self.sequences.get_mut(slot).deferred_since = None;
+        }
     }
 
     /// Forgets what the device holds of generations that nobody uses any more.
@@ -274,6 +297,8 @@ impl Scheduler {
     fn take_successors(&mut self, plan: &mut StepPlan) {
         let mut flips = std::mem::take(&mut self.flips);
         flips.retain(|new| {
+            // A follower may have given its blocks back since.
+            self.take_waiting(new);
             let sequences = &self.sequences;
             let followers = self.running.iter().filter(|&&slot| sequences.get(slot).follows(new));
             let followers: Vec<Slot> = followers.copied().collect();
@@ -289,7 +314,8 @@ impl Scheduler {
                 let adapter = sequence.adapter.as_ref().expect("a follower has an adapter");
                 self.pool.lease(adapter, &mut plan.evicted);
             }
-            !fits
+            plan.flipped |= fits && !followers.is_empty();
+            !fits && !followers.is_empty()
         });
         self.flips = flips;
     }
@@ -311,7 +337,6 @@ impl Scheduler {
         if !reserved && self.pool.can_lease(adapter) {
             return true;
         }
-        sequence.deferred = true;
         if self.victims.is_empty() && sequence.overtaken >= patience {
             self.pool.victims(adapter.bytes(), &mut self.victims);
         }
@@ -341,11 +366,11 @@ impl Scheduler {
                 <= blocks.available().saturating_sub(self.reserve(blocks));
             let sequence = self.sequences.get_mut(slot);
             if !fits || !blocks.grow(&mut sequence.table, sequence.computed + rows) {
-                sequence.forget_computed();
+                sequence.computed = 0;
                 blocks.release(std::mem::take(&mut sequence.table));
                 break;
             }
-            sequence.deferred = false;
+            sequence.deferred_since = None;
             if let Some(adapter) = &sequence.adapter {
                 self.pool.lease(adapter, &mut plan.evicted);
             }
@@ -381,7 +406,7 @@ impl Scheduler {
         self.end_lease(slot);
         let sequence = self.sequences.get_mut(slot);
         blocks.release(std::mem::take(&mut sequence.table));
-        sequence.forget_computed();
+        sequence.computed = 0;
         sequence.preemptions += 1;
         self.waiting.insert((sequence.priority, sequence.id), slot);
         plan.preempted += 1;

@@ -37,6 +37,8 @@ pub struct StepPlan {
     pub admitted: Vec<Slot>,
     /// Generations that leave the device before the step.
     pub evicted: Vec<u64>,
+    /// Whether a sequence took its adapter's successor: the predecessor may be free now.
+    pub flipped: bool,
     /// How many sequences gave their blocks back to let others go on.
     pub preempted: usize,
 }
@@ -56,6 +58,7 @@ impl StepPlan {
         self.chunks.clear();
         self.admitted.clear();
         self.evicted.clear();
+        self.flipped = false;
         self.preempted = 0;
     }
 }

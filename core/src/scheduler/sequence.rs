@@ -42,10 +42,10 @@ pub struct Sequence {
     pub adapter: Option<Arc<Adapter>>,
     /// What happens when that gets a successor.
     pub update_policy: UpdatePolicy,
-    /// Its blocks hold keys and values of two generations: they are nobody else's.
+    /// It has seen two generations: its blocks are nobody else's from then on.
     pub mixed: bool,
-    /// Whether it waits for room for its adapter.
-    pub deferred: bool,
+    /// Since when it waits for room for its adapter.
+    pub deferred_since: Option<Instant>,
     /// Later requests that were admitted while it was deferred.
     pub overtaken: usize,
     /// How to draw.
@@ -104,7 +104,7 @@ impl Sequence {
             adapter: request.adapter,
             update_policy: request.update_policy,
             mixed: false,
-            deferred: false,
+            deferred_since: None,
             overtaken: 0,
             seed: params.seed.unwrap_or(seed),
             params,
@@ -149,15 +149,9 @@ impl Sequence {
 
     /// Goes on with `new`. What it has computed stays as it is.
     pub(super) fn take(&mut self, new: Arc<Adapter>) {
-        self.mixed = self.computed > 0;
+        self.mixed |= self.computed > 0 || !self.output().is_empty();
         self.key = PrefixKey::new(Some(new.generation), self.salt.as_deref());
         self.adapter = Some(new);
-    }
-
-    /// Starts over: its blocks have gone back.
-    pub(super) fn forget_computed(&mut self) {
-        self.computed = 0;
-        self.mixed = false;
     }
 
     /// Whether its last token ends it.

@@ -310,6 +310,9 @@ fn who_waits_too_long_for_room_is_taken_out() {
     let now = Instant::now();
     assert!(scene.scheduler.expire(now, &mut scene.blocks).is_empty());
     let later = now + SchedulerConfig::default().adapter_wait * 2;
+    scene.scheduler.restart_waits();
+    assert!(scene.scheduler.expire(later, &mut scene.blocks).is_empty(), "the wait began anew");
+    let later = later + SchedulerConfig::default().adapter_wait * 2;
     let expired = scene.scheduler.expire(later, &mut scene.blocks);
     assert_eq!(expired.iter().map(|sequence| sequence.id).collect::<Vec<_>>(), [late]);
     assert_eq!(scene.run().len(), 18, "the others go on");
@@ -389,5 +392,21 @@ fn requests_are_found_by_their_own_ids() {
     let mut found = scene.scheduler.of_requests(&["a".to_owned()]);
     found.sort();
     assert_eq!(found, [SeqId(0), SeqId(1), SeqId(2)]);
+    scene.run();
+}
+
+#[test]
+fn a_follower_that_comes_late_takes_the_successor() {
+    let mut scene = Scene::new(16, 8, 64);
+    let [old, new] = [1, 2].map(|generation| adapter("x", generation, 10));
+    scene.scheduler.flip(&new);
+    for update_policy in [UpdatePolicy::Follow, UpdatePolicy::Pin] {
+        scene.add_with(|request| {
+            request.adapter = Some(old.clone());
+            request.update_policy = update_policy;
+        });
+    }
+    let (_, waiting) = scene.scheduler.queues();
+    assert_eq!(waiting.map(Sequence::generation).collect::<Vec<_>>(), [Some(2), Some(1)]);
     scene.run();
 }
