@@ -10,7 +10,7 @@ mod case;
 use std::path::PathBuf;
 
 use futures::future::join_all;
-use loraplex_tests::{ServerProcess, fixture, root};
+use loraplex_tests::{ServerProcess, fixture, plugin_dir, root};
 
 use case::{Case, Got, Tolerance, cases};
 
@@ -79,5 +79,38 @@ async fn f32_answers_hold() {
     let server = serve(&["--dtype", "float32", "--max-num-seqs", "32"]).await;
     for (case, got) in cases.iter().zip(together(&server, &cases).await) {
         case.check(&got, tolerance);
+    }
+}
+
+/// Nobody has loaded the adapters: the resolver finds them, and the answers are the same.
+#[tokio::test]
+async fn resolved_adapters_answer_as_loaded_ones() {
+    let plugins = plugin_dir().display().to_string();
+    let adapters = fixture("smollm2/adapters").display().to_string();
+    for (served, alias) in [("x/smollm2-135m-instruct", ""), ("base", BASE)] {
+        let model = model().display().to_string();
+        let args = [&*model, "--served-model-name", served, "--max-model-len", "2048"];
+        let env = [
+            ("ALLOW_RUNTIME_LORA_UPDATING", "1"),
+            ("PLUGINS", "lora_filesystem_resolver"),
+            ("PLUGIN_DIR", &plugins),
+            ("LORA_RESOLVER_CACHE_DIR", &adapters),
+            ("LORA_RESOLVER_BASE_ALIASES", alias),
+        ];
+        let server = ServerProcess::start_with(&args, &env).await;
+        let cases = cases(served, &ADAPTERS);
+        for (case, got) in cases.iter().zip(together(&server, &cases).await) {
+            case.check(&got, Tolerance { gap: 0.3, probability: 0.08 });
+        }
+        let listing = server.client().get("/v1/models").await.json();
+        let listed = listing["data"].as_array().unwrap().iter().map(|card| card["id"].clone());
+        let listed: Vec<_> = listed.collect();
+        for name in ADAPTERS {
+            assert!(listed.contains(&name.into()), "{name} in {listed:?}");
+        }
+        let health = async || server.client().get("/health?details=1").await.json();
+        let before = health().await;
+        together(&server, &cases).await;
+        assert_eq!(health().await, before, "what is registered is not resolved again");
     }
 }
