@@ -10,7 +10,7 @@
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
 //! | [`control`] | adapters that come and go while the server runs |
 //! | [`hub`] | models and adapters of the Hugging Face Hub |
-//! | [`bench`] | loads for this server or another, and what they find |
+//! | [`mod@bench`] | loads for this server or another, and what they find |
 //! | [`demo`] | the model that comes with the server |
 //! | [`chat_template`] | conversations to prompts |
 //! | `generate`, `reply`, `sse` | engine outputs to answers and streams |

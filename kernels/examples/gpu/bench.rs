@@ -6,7 +6,7 @@ use std::time::Instant;
 use loraplex_kernels::cuda::{Adapter, CudaBackend};
 use loraplex_kernels::{
     Backend, LoraSegment, Result, RowToken, SampleRow, SampleTask, SamplingParams, SequenceSpan,
-    Step, StepMode, StepOutput,
+    Site, Step, StepMode, StepOutput,
 };
 
 use crate::model::{BLOCK, Model, adapter};
@@ -48,14 +48,14 @@ struct Chunk {
 }
 
 impl Bench {
-    pub(crate) fn new(mut backend: CudaBackend) -> Result<Self> {
+    pub(crate) fn new(mut backend: CudaBackend, sites: &[Site]) -> Result<Self> {
         let start = Instant::now();
         let positions = LONG_PROMPT.max(PROMPT + DECODES) + BLOCK;
         let short = BATCHES[BATCHES.len() - 1] * (PROMPT + DECODES + BLOCK);
         let tokens = short.max(LONG_BATCH * positions);
         let model = Model::new(&mut backend, ROWS, tokens / BLOCK, positions)?;
         println!("weights after {:.1} s", start.elapsed().as_secs_f64());
-        let packed = adapter(&backend, RANK)?;
+        let packed = adapter(&backend, RANK, sites)?;
         let most = DISTINCT[DISTINCT.len() - 1];
         let start = Instant::now();
         let adapters =
@@ -108,6 +108,20 @@ impl Bench {
         }
         json += "\n]\n}\n";
         Ok(json)
+    }
+
+    /// What the adapters of these sites cost, at a few batches.
+    pub(crate) fn costs(&mut self) -> Result<()> {
+        for (batch, distinct) in [(1, 1), (8, 8), (32, 1), (32, 32), (64, 64)] {
+            let base = self.decode(batch, 0, DECODES)?;
+            let ms = self.decode(batch, distinct, DECODES)?;
+            println!(
+                "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms, {:+.3} ms, {:.3} of base",
+                ms - base,
+                base / ms
+            );
+        }
+        Ok(())
     }
 
     /// Seconds for prompts of `batch` sequences, in steps of at most [`ROWS`] rows.

@@ -163,8 +163,12 @@ fn rope(positions: usize) -> Vec<f32> {
         .collect()
 }
 
-/// An adapter with `rank` on every projection.
-pub(crate) fn adapter(backend: &CudaBackend, rank: usize) -> Result<Arc<PackedAdapter>> {
+/// An adapter with `rank` on every projection of these sites.
+pub(crate) fn adapter(
+    backend: &CudaBackend,
+    rank: usize,
+    sites: &[Site],
+) -> Result<Arc<PackedAdapter>> {
     let mut state = 1_u32;
     let mut random = |rows: usize, cols: usize| {
         let amplitude = (3.0 / cols as f32).sqrt() * 0.1;
@@ -176,7 +180,7 @@ pub(crate) fn adapter(backend: &CudaBackend, rank: usize) -> Result<Arc<PackedAd
     };
     let mut parts = Vec::new();
     for layer in 0..LAYERS {
-        for part in Part::ALL {
+        for part in Part::ALL.into_iter().filter(|part| sites.contains(&part.site())) {
             let (out, inputs) = match part {
                 Part::Q | Part::O => (HIDDEN, HIDDEN),
                 Part::K | Part::V => (KV_HEADS * HEAD, HIDDEN),
