@@ -50,14 +50,15 @@ struct RowLora {
     Ranks8 first[2][2];     // ranks below 16 of the first two passes' columns: they come from far, so they start early
 
     // h is [MAX_ROW_RANK] in shared memory, rounded as the tensor cores want it elsewhere.
-    DEVICE void load(const ResidualArgs& args, float* h) {
-        const LoraSite* sites = args.row_sites[blockIdx.x];
+    template <int PASSES>
+    DEVICE void load(const ResidualArgs& args, u32 row, u32 from, float* h) {
+        const LoraSite* sites = args.row_sites[row];
         const LoraSite* site = sites ? sites + args.lora.site : 0;
         part = site && site->parts[0].rank ? site->parts : 0;
         if (!part) return;
 #pragma unroll
-        for (u32 pass = 0; pass < 2; pass++) {
-            u32 column = (pass * blockDim.x + threadIdx.x) * 4;
+        for (u32 pass = 0; pass < PASSES; pass++) {
+            u32 column = from + (pass * blockDim.x + threadIdx.x) * 4;
             if (column >= args.width) continue;
             first[pass][0].load(*part, column, 0);
             first[pass][1].load(*part, column, 8);
@@ -65,7 +66,7 @@ struct RowLora {
         const u32 stride = (part->rank + 7) & ~7u;
         for (u32 i = threadIdx.x; i < MAX_ROW_RANK; i += blockDim.x) {
             float pair[2];
-            sum_splits(args.lora, blockIdx.x, (part->lane + i) & ~1u, i < stride, pair);
+            sum_splits(args.lora, row, (part->lane + i) & ~1u, i < stride, pair);
             h[i] = to_f32(to_bf16(i & 1 ? pair[1] : pair[0]));
         }
         __syncthreads();
@@ -84,19 +85,23 @@ struct RowLora {
     }
 };
 
-// Grid: rows; a block holds a row in registers. Block: at least width / (4 KEPT) threads.
-template <bool ADD, bool LORA, int KEPT>
+// Grid: rows, `BLOCKS` blocks each, which are a cluster and hold a row in registers. Block: at least
+// width / (4 KEPT BLOCKS) threads.
+template <bool ADD, bool LORA, int KEPT, int BLOCKS>
 DEVICE void norm_row(const ResidualArgs& args) {
     __shared__ float sums[32];
     __shared__ float h[MAX_ROW_RANK];
+    const u32 index = blockIdx.x / BLOCKS;
+    // Columns of this block.
+    const u32 from = BLOCKS == 1 ? 0 : blockIdx.x % BLOCKS * (blockDim.x * 4 * KEPT);
     RowLora lora;
-    if (LORA) lora.load(args, h);
-    u64 row = (u64)blockIdx.x * args.stride;
+    if (LORA) lora.load<(KEPT < 2 ? 1 : 2)>(args, index, from, h);
+    u64 row = (u64)index * args.stride;
     float4 kept[KEPT];
     float sum = 0.0f;
 #pragma unroll
     for (u32 k = 0; k < KEPT; k++) {
-        u32 i = (k * blockDim.x + threadIdx.x) * 4;
+        u32 i = from + (k * blockDim.x + threadIdx.x) * 4;
         if (i < args.stride) {
             float4 x = *(const float4*)(args.residual + row + i);
             if (ADD) {
@@ -110,10 +115,24 @@ DEVICE void norm_row(const ResidualArgs& args) {
             sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         }
     }
-    float factor = 1.0f / sqrtf(block_sum(sum, sums) / (float)args.width + args.eps);
+    sum = block_sum(sum, sums);
+#ifdef CLUSTERS
+    if (BLOCKS > 1) {
+        __shared__ float own;
+        if (threadIdx.x == 0) own = sum;
+        cluster_sync();
+        // In the same order in every block, so that all of them scale alike.
+        sum = 0.0f;
+#pragma unroll
+        for (u32 block = 0; block < BLOCKS; block++) sum += cluster_load(&own, block);
+        // A block that ended would take its shared memory along.
+        cluster_sync();
+    }
+#endif
+    float factor = 1.0f / sqrtf(sum / (float)args.width + args.eps);
 #pragma unroll
     for (u32 k = 0; k < KEPT; k++) {
-        u32 i = (k * blockDim.x + threadIdx.x) * 4;
+        u32 i = from + (k * blockDim.x + threadIdx.x) * 4;
         if (i < args.stride) {
             float4 x = kept[k], w = *(const float4*)(args.weight + i);
             *(uint2*)(args.normed + row + i) =
@@ -123,12 +142,17 @@ DEVICE void norm_row(const ResidualArgs& args) {
     }
 }
 
-KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false, false, 4>(args); }
+KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false, false, 4, 1>(args); }
 
-KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true, false, 4>(args); }
+KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true, false, 4, 1>(args); }
 
 // With LoRA, for few rows: each row's block reads its adapter's B by itself. The width is a multiple of 4.
-KERNEL(512, 1) residual_norm_lora(const ResidualArgs args) { norm_row<true, true, 4>(args); }
+KERNEL(512, 1) residual_norm_lora(const ResidualArgs args) { norm_row<true, true, 4, 1>(args); }
+
+#ifdef CLUSTERS
+// The same by eight blocks a row: a block alone reads B at the speed of one multiprocessor.
+KERNEL(256, 4) CLUSTER(8) residual_norm_lora8(const ResidualArgs args) { norm_row<true, true, 1, 8>(args); }
+#endif
 
 // The sum with LoRA, for many rows; `rms_norm` follows. Grid: columns / 128, tiles. A warp has 32 columns.
 KERNEL(128, 4) residual_expand(const ResidualArgs args) {

@@ -2,8 +2,7 @@
 //!
 //! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
 //! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
-//! for a profiler to look at. `gpu sites ROWS` tells what adapters of each site cost, with shrinks before their products up
-//! to so many rows.
+//! for a profiler to look at. `gpu sites` tells what adapters of each site cost.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 mod bench;
@@ -19,9 +18,8 @@ use bench::Bench;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let open = |graph_rows: Vec<usize>, serial_lora_rows: usize| {
+    let open = |graph_rows: Vec<usize>| {
         CudaBackend::new(CudaOptions {
-            serial_lora_rows,
             device: 0,
             kernel_cache: Some(std::env::temp_dir().join("loraplex-cubin")),
             graph_rows,
@@ -29,27 +27,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     match arguments[..] {
         ["bench", out] => {
-            let mut bench = Bench::new(open(CudaOptions::usual_graph_rows(), 0)?, &Site::ALL)?;
+            let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?, &Site::ALL)?;
             std::fs::write(out, bench.run()?)?;
         }
         ["profile", batch, adapters] => {
-            let mut bench = Bench::new(open(Vec::new(), 0)?, &Site::ALL)?;
+            let mut bench = Bench::new(open(Vec::new())?, &Site::ALL)?;
             println!("{:.3} ms a step", bench.decode(batch.parse()?, adapters.parse()?, 6)?);
         }
         ["prefill", adapters] => {
-            let mut bench = Bench::new(open(Vec::new(), 0)?, &Site::ALL)?;
+            let mut bench = Bench::new(open(Vec::new())?, &Site::ALL)?;
             println!("{:.4} s for the step", bench.prefill_step(adapters.parse()?)?);
         }
-        ["sites", serial] => {
+        ["sites"] => {
             for sites in [&Site::ALL[..], &[Site::Qkv], &[Site::O], &[Site::GateUp], &[Site::Down]]
             {
-                println!("adapters of {sites:?}, shrinks before products up to {serial} rows");
-                let backend = open(CudaOptions::usual_graph_rows(), serial.parse()?)?;
+                println!("adapters of {sites:?}");
+                let backend = open(CudaOptions::usual_graph_rows())?;
                 Bench::new(backend, sites)?.costs()?;
             }
         }
         _ => println!(
-            "gpu bench OUT.json | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites ROWS"
+            "gpu bench OUT.json | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites"
         ),
     }
     Ok(())

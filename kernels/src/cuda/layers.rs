@@ -22,6 +22,9 @@ const NORM_COLUMNS: usize = 16 * 1024;
 /// Most columns and the largest rank of `residual_norm_lora`.
 const ROW_LORA_COLUMNS: usize = 16 * 512;
 const ROW_LORA_RANK: usize = 64;
+/// Blocks a row of `residual_norm_lora8`, and most rows that it is used for: with more, a block a row fills the device.
+const CLUSTER: usize = 8;
+const CLUSTER_ROWS: usize = 64;
 /// Rows from which on a norm's blocks are small.
 const MANY_ROWS: usize = 512;
 /// Rows of a block of `qkv`.
@@ -158,6 +161,13 @@ impl CudaBackend {
             if let Some(shape) = self.row_lora_shape(op.residual, self.step.lanes[op.site as usize])
             {
                 args.row_sites = self.meta(self.step.counts.places().row_sites);
+                if let Some(kernel) = &kernels.residual_norm_lora8
+                    && rows <= CLUSTER_ROWS
+                {
+                    let threads = op.residual.stride.div_ceil(4 * CLUSTER).next_multiple_of(32);
+                    let shape = Shape::new([CLUSTER * rows, 1, 1], threads);
+                    return self.gpu.launch(kernel, compute, shape, &args);
+                }
                 return self.gpu.launch(&kernels.residual_norm_lora, compute, shape, &args);
             }
             let expand = Shape::new([width.div_ceil(EXPAND_COLUMNS), queued.tiles, 1], 128);

@@ -1,6 +1,4 @@
-//! A product with its LoRA: the shrink before or beside it, and what its consumer needs for the expand.
-
-use cudarc::driver::CudaStream;
+//! A product with its LoRA: the shrink beside it, and what its consumer needs for the expand.
 
 use super::CudaBackend;
 use super::error::check;
@@ -62,22 +60,18 @@ impl CudaBackend {
         }
         let y = self.work.products.address();
         let lanes = self.step.lanes[place.site as usize];
-        let beside = lanes > 0 && rows > self.serial_lora_rows;
         let mut lora = Lora { rows: self.step.counts.rows as u32, ..Lora::default() };
         if lanes > 0 {
             self.count(place);
             self.reserve_lanes(lanes)?;
             lora = self.lora(place, inputs);
-            if beside {
-                self.gpu.fork()?;
-            }
-            let stream = if beside { &self.gpu.side } else { &self.gpu.compute };
-            self.shrink(stream, lora, (x, inputs), lanes)?;
+            self.gpu.fork()?;
+            self.shrink(lora, (x, inputs), lanes)?;
         }
         let product = Product { rows, inputs, outputs, wide: false };
         // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
         unsafe { self.gemm.run(product, Operands { x, weight: weight.weight.address(), y })? };
-        if beside {
+        if lanes > 0 {
             self.gpu.join()?;
         }
         let tiles = if lanes > 0 { self.step.counts.tiles } else { 0 };
@@ -101,14 +95,8 @@ impl CudaBackend {
         }
     }
 
-    /// Queues `h = scale * (x Aᵀ)`.
-    fn shrink(
-        &self,
-        stream: &CudaStream,
-        lora: Lora,
-        (x, inputs): (u64, usize),
-        lanes: usize,
-    ) -> Result<()> {
+    /// Queues `h = scale * (x Aᵀ)` on the side stream.
+    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
         let splits = lora.splits as usize;
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
@@ -123,8 +111,8 @@ impl CudaBackend {
             unused: 0,
         };
         // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
-        // h has room for the splits (`reserve_lanes`); nothing else uses h while a product is queued.
-        unsafe { self.gpu.launch(kernel, stream, Shape::new(grid, 256), &args) }
+        // h has room for the splits (`reserve_lanes`); nothing else uses h between fork and join.
+        unsafe { self.gpu.launch(kernel, &self.gpu.side, Shape::new(grid, 256), &args) }
     }
 
     /// Makes room for the shrink of adapters with `lanes` lanes a site.

@@ -81,8 +81,6 @@ pub struct CudaOptions {
     /// Row counts that steps of decodes are padded to and captured at; none switches graphs off. A backend with graphs
     /// serves one model: a step of a form that it has captured replays the operations of that time.
     pub graph_rows: Vec<usize>,
-    /// Most rows of a step whose shrinks run before the products that they belong to; with more they run beside them.
-    pub serial_lora_rows: usize,
 }
 
 impl CudaOptions {
@@ -106,7 +104,6 @@ pub struct CudaBackend {
     step: StepState,
     limits: Limits,
     graphs: Graphs,
-    serial_lora_rows: usize,
     work: Work,
     sampler: Sampler,
     room: Arc<AdapterRoom>,
@@ -163,7 +160,6 @@ impl CudaBackend {
             step: StepState::default(),
             limits: Limits::default(),
             graphs: Graphs::new(&gpu, options.graph_rows),
-            serial_lora_rows: options.serial_lora_rows,
             work: Work::default(),
             sampler: Sampler::default(),
             room: Arc::default(),
