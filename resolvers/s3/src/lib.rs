@@ -1,1 +1,0 @@
-//! Finds adapters in S3 and stores like it.
