@@ -14,16 +14,9 @@ const ROLE: &str = "assistant";
 
 /// The whole answer.
 pub(crate) fn whole(head: Head, outputs: Vec<Output>) -> ChatResponse {
-    let mut tally = Tally::default();
-    for (index, output) in outputs.iter().enumerate() {
-        tally.add(&head, index, output);
-    }
+    let tally = Tally::of(&head, &outputs);
+    let prompt_logprobs = logprobs::of_prompt(&head, &outputs);
     let reply = &head.reply;
-    let positions = outputs.first().and_then(|output| output.prompt_logprobs.as_deref());
-    let prompt_logprobs = reply
-        .prompt_logprobs
-        .zip(positions)
-        .map(|(top, list)| logprobs::prompt(&head.names, list, top));
     let versions = |output: &Output| {
         let mut spans = Spans::default();
         spans.add(&output.tokens);

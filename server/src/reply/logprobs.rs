@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loraplex_core::{OutputToken, TokenLogprobs, Tokenizer};
+use loraplex_core::{Output, OutputToken, TokenLogprobs, Tokenizer};
 
 use super::Head;
 use crate::openai::logprobs::{
@@ -102,6 +102,12 @@ pub(super) fn prompt(
         tokens
     };
     positions.iter().map(|scores| scores.as_ref().map(position)).collect()
+}
+
+/// Log-probabilities of the prompt that all `outputs` share, if they are wanted.
+pub(super) fn of_prompt(head: &Head, outputs: &[Output]) -> Option<PromptLogprobs> {
+    let positions = outputs.first()?.prompt_logprobs.as_deref()?;
+    head.reply.prompt_logprobs.map(|top| prompt(&head.names, positions, top))
 }
 
 fn finite(logprob: f32) -> f32 {

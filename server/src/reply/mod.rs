@@ -58,6 +58,15 @@ struct Tally {
 }
 
 impl Tally {
+    /// Of whole outputs.
+    fn of(head: &Head, outputs: &[Output]) -> Self {
+        let mut tally = Self::default();
+        for (index, output) in outputs.iter().enumerate() {
+            tally.add(head, index, output);
+        }
+        tally
+    }
+
     fn add(&mut self, head: &Head, index: usize, piece: &Output) {
         if head.reply.echo != Echo::PromptAlone {
             self.completion += piece.tokens.len() as u64;
