@@ -93,7 +93,7 @@ pub fn create<R: LoraResolver>(
         })?;
         construct(config)
     }));
-    match made.unwrap_or_else(|panic| Err(panicked(&*panic))) {
+    match made.unwrap_or_else(|panic| Err(panicked(panic))) {
         Ok(resolver) => {
             RResult::ROk(AbiResolver_TO::from_value(Shim(Arc::new(resolver)), TD_Opaque))
         }

@@ -69,19 +69,22 @@ fn spawn<T: Send + 'static>(
     async move {
         let mut call = match started {
             Ok(call) => AbortOnDrop(call),
-            Err(panic) => return Err(panicked(&*panic)),
+            Err(panic) => return Err(panicked(panic)),
         };
         (&mut call.0).await.map_err(died)
     }
 }
+
+/// Threads of a plugin's runtime. A call that blocks one without end takes it along; the others go on.
+const WORKERS: usize = 4;
 
 /// Its own, since tokio's state belongs to each library: a task that the host polled would find no reactor.
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(2).enable_all().thread_name("lora-plugin");
-        builder.build().expect("the system gives a plugin two threads")
+        builder.worker_threads(WORKERS).enable_all().thread_name("lora-plugin");
+        builder.build().expect("the system gives a plugin its threads")
     })
 }
 
@@ -95,16 +98,20 @@ impl<T> Drop for AbortOnDrop<T> {
 
 fn died(error: JoinError) -> ResolveError {
     match error.try_into_panic() {
-        Ok(panic) => panicked(&*panic),
+        Ok(panic) => panicked(panic),
         Err(error) => ResolveError::internal(format!("the resolver's call ended early: {error}")),
     }
 }
 
-pub(super) fn panicked(panic: &(dyn Any + Send)) -> ResolveError {
+/// The error that a panic becomes.
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> ResolveError {
     let message = panic.downcast_ref::<&str>().copied();
     let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    ResolveError::internal(match message {
+    let error = ResolveError::internal(match message {
         Some(message) => format!("the resolver panicked: {message}"),
         None => "the resolver panicked".to_owned(),
-    })
+    });
+    // A payload may panic once more when it is dropped, where nothing catches it.
+    std::mem::forget(panic);
+    error
 }

@@ -10,6 +10,9 @@ use crate::{AdapterChange, ErrorKind, LoraRequest, ResolveError};
 
 /// Bytes of an answer at most.
 const MAX_BYTES: usize = 1 << 20;
+/// Characters of an error's message and of its code that are kept: clients see them.
+const MAX_MESSAGE: usize = 2000;
+const MAX_CODE: usize = 64;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -81,10 +84,15 @@ pub(super) fn decode_error(json: &str) -> ResolveError {
     let kind = KINDS.iter().find(|(_, word)| *word == wire.kind);
     ResolveError {
         kind: kind.map_or(ErrorKind::Internal, |known| known.0),
-        message: wire.message,
+        message: line(&wire.message, MAX_MESSAGE),
         retry_after: wire.retry_after_ms.map(Duration::from_millis),
-        code: wire.code,
+        code: wire.code.map(|code| line(&code, MAX_CODE)),
     }
+}
+
+/// The first characters of a text that a plugin wrote, as one line.
+fn line(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 pub(super) fn encode_change(change: &AdapterChange) -> RString {
@@ -155,5 +163,8 @@ mod tests {
         let unknown = decode_error(r#"{"kind":"of_a_later_version","message":"m"}"#);
         assert_eq!((unknown.kind, &*unknown.message), (ErrorKind::Internal, "m"));
         assert_eq!(decode_error("nothing").kind, ErrorKind::Internal);
+        let long = ResolveError::internal(format!("two\nlines {}", "x".repeat(10_000)));
+        let message = decode_error(&encode_error(&long)).message;
+        assert!(message.starts_with("two lines xxx") && message.len() == MAX_MESSAGE, "{message}");
     }
 }
