@@ -6,29 +6,40 @@
 #[path = "../../hub-client/tests/hub/stub.rs"]
 mod stub;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lora_hf_hub_resolver::HfHubResolver;
 use loraplex_hub_client::HubOptions;
-use loraplex_plugin_sdk::{ErrorKind, LoraResolver, Progress, ResolverConfig};
+use loraplex_plugin_sdk::testing::{Adapter, Fixture, contract};
+use loraplex_plugin_sdk::{ErrorKind, LoraResolver, Progress, ResolverConfig, async_trait};
 use stub::{Access, Fault, Stub};
 
 const BASE: &str = "org/base";
 const CONFIG: &[u8] =
     br#"{"peft_type": "LORA", "base_model_name_or_path": "upstream/Base", "r": 8}"#;
 
+/// Asks once and believes it for longer than any run of this suite.
 fn resolver(stub: &Stub, folder: &Path, list: &str, offline: bool) -> HfHubResolver {
+    made(options(stub, folder, offline), list, Duration::from_secs(86_400))
+}
+
+fn options(stub: &Stub, folder: &Path, offline: bool) -> HubOptions {
+    let mut options = HubOptions::new(folder);
+    options.endpoint = stub.url().parse().unwrap();
+    options.offline = offline;
+    options
+}
+
+fn made(options: HubOptions, list: &str, listing_age: Duration) -> HfHubResolver {
     let config: ResolverConfig = serde_json::from_value(serde_json::json!({
         "environment": {"LORA_RESOLVER_HF_REPO_LIST": list, "LORA_RESOLVER_CACHE_DIR": "/another's"},
         "base_model_names": [BASE],
     }))
     .unwrap();
-    let mut options = HubOptions::new(folder);
-    options.endpoint = stub.url().parse().unwrap();
-    options.offline = offline;
-    // Longer than any run of this suite.
-    HfHubResolver::new(config, options, Duration::from_secs(86_400)).unwrap()
+    HfHubResolver::new(config, options, listing_age).unwrap()
 }
 
 #[tokio::test]
@@ -179,4 +190,75 @@ async fn the_host_sees_that_bytes_arrive() {
     let progress = Progress::default();
     progress.clone().scope(resolver.resolve_lora(BASE, "org/a")).await.unwrap().unwrap();
     assert_eq!(progress.total(), 1 + (weights.len() + CONFIG.len()) as u64);
+}
+
+/// A repository whose folders are the contract suite's adapters: each change is a commit.
+struct Contracted {
+    stub: Stub,
+    cache: tempfile::TempDir,
+    files: Mutex<BTreeMap<String, Vec<u8>>>,
+}
+
+const REPO: &str = "me/adapters";
+
+impl Contracted {
+    fn push(&self, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) {
+        let mut files = self.files.lock().unwrap();
+        change(&mut files);
+        let files: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        self.stub.push(REPO, Access::Public, &files);
+    }
+
+    fn folder(name: &str) -> String {
+        format!("{}/", name.strip_prefix(REPO).unwrap().trim_start_matches('/'))
+    }
+}
+
+#[async_trait]
+impl Fixture for Contracted {
+    async fn resolver(&self) -> Arc<dyn LoraResolver> {
+        // Nothing is believed to be as it was: the suite looks at once.
+        Arc::new(made(options(&self.stub, self.cache.path(), false), REPO, Duration::ZERO))
+    }
+
+    async fn put(&self, adapter: &Adapter) {
+        let folder = Self::folder(&adapter.name);
+        self.push(|files| {
+            let new = adapter.files.iter();
+            files.extend(new.map(|(name, bytes)| (format!("{folder}{name}"), bytes.clone())));
+        });
+    }
+
+    async fn remove(&self, name: &str) {
+        let folder = Self::folder(name);
+        self.push(|files| files.retain(|name, _| !name.starts_with(&folder)));
+    }
+
+    fn base_model(&self) -> &str {
+        BASE
+    }
+
+    fn name(&self, plain: &str) -> String {
+        format!("{REPO}/{plain}")
+    }
+
+    async fn outside(&self) -> Vec<String> {
+        let files: [(&str, &[u8]); 2] =
+            [("a/adapter_config.json", CONFIG), ("a/adapter_model.safetensors", b"weights")];
+        self.stub.push("me/unlisted", Access::Public, &files);
+        ["me/unlisted/a", "me/adapters/../unlisted/a", "me/adapters@../../unlisted/a"]
+            .map(str::to_owned)
+            .into()
+    }
+}
+
+#[tokio::test]
+async fn the_contract_holds() {
+    let fixture = Contracted {
+        stub: Stub::start().await,
+        cache: tempfile::tempdir().unwrap(),
+        files: Mutex::default(),
+    };
+    contract(&fixture).await;
 }

@@ -274,6 +274,10 @@ mod tests {
         assert_eq!(cache.file(COMMIT, "good", Some(6)), None, "the Hub lists another length");
         assert!(cache.file(COMMIT, "regular", None).is_some());
         assert_eq!(cache.files(COMMIT).len(), 2, "only good and regular");
+        // The right content is no excuse for a blob that lies elsewhere.
+        fs::remove_file(blobs.join(HELLO)).unwrap();
+        symlink(outside.join("f"), blobs.join(HELLO)).unwrap();
+        assert_eq!(cache.file(COMMIT, "good", None), None);
     }
 
     #[test]
