@@ -5,7 +5,7 @@ mod memory;
 
 use std::sync::Arc;
 
-use crate::adapter::{Adapter, AdapterManager};
+use crate::adapter::{Adapter, AdapterManager, ResolverRegistry};
 use crate::config::EngineConfig;
 use crate::engine::EngineHandle;
 use crate::error::Result;
@@ -95,6 +95,12 @@ impl Llm {
     /// What is counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Sets who is asked for adapters that nobody loaded, once.
+    pub fn install_resolvers(&self, resolvers: ResolverRegistry) {
+        self.metrics.watch_resolvers(resolvers.clone());
+        self.adapters.install_resolvers(resolvers);
     }
 
     /// Generates for prompts, each with its adapter or none, in one batch; outputs are in the order of the prompts.

@@ -3,9 +3,10 @@
 //! Labels are closed sets. Adapter names occur in `lora_requests_info` alone, which shows the current sets and no others.
 
 mod lora_info;
+mod resolvers;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use loraplex_kernels::OpCounters;
@@ -17,12 +18,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, ResolverRegistry};
 use crate::kv_cache::BlockStats;
 use crate::request::FinishReason;
 use crate::scheduler::{PoolStats, Sequence};
 
 use lora_info::{LoraInfo, LoraInfoCollector};
+use resolvers::ResolverCollector;
 
 type Ratio = Gauge<f64, AtomicU64>;
 
@@ -51,6 +53,7 @@ pub struct Metrics {
     pool_evictions: Counter,
     paused: Gauge,
     lora: Arc<LoraInfo>,
+    resolvers: Arc<OnceLock<ResolverRegistry>>,
     seen: Mutex<Seen>,
 }
 
@@ -109,6 +112,8 @@ impl Metrics {
         let mut registry = Registry::default();
         let lora = Arc::new(LoraInfo::new(max_loras));
         registry.register_collector(Box::new(LoraInfoCollector(lora.clone())));
+        let resolvers = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(ResolverCollector(resolvers.clone())));
         let labels = [("engine", "0"), ("model_name", model_name)];
         let labels = labels.map(|(key, value)| (key.into(), value.to_owned().into()));
         let mut model = Registrar(registry.sub_registry_with_labels(labels.into_iter()));
@@ -161,6 +166,7 @@ impl Metrics {
                 .plain("loraplex:lora_pool_evictions", "Generations that gave way to others"),
             paused: model.plain("loraplex:paused", "1 while the engine is paused"),
             lora,
+            resolvers,
             seen: Mutex::default(),
             registry,
         }
@@ -176,6 +182,12 @@ impl Metrics {
     /// Shrinks and expands issued since the start.
     pub fn lora_operations(&self) -> u64 {
         self.lora_operations.get()
+    }
+
+    /// Shows how `resolvers` fare from now on; set once.
+    pub(crate) fn watch_resolvers(&self, resolvers: ResolverRegistry) {
+        // A second set is refused, and said, where resolvers are installed.
+        let _ = self.resolvers.set(resolvers);
     }
 
     pub(crate) fn admitted(&self, sequence: &Sequence, now: Instant) {

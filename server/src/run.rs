@@ -82,7 +82,7 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
     for module in &config.lora_modules {
         load(&llm, module).await?;
     }
-    llm.adapters().install_resolvers(resolvers);
+    llm.install_resolvers(resolvers);
     let state = AppState::new(
         &llm,
         Serving {

@@ -8,6 +8,7 @@ mod bench;
 mod hostile;
 mod hub;
 mod lifecycle;
+mod misbehaving;
 mod numbers;
 mod resolving;
 mod starts;

@@ -1,15 +1,16 @@
 //! A name that nobody loaded finds its adapter through a plugin, in the real server.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loraplex_tests::{ServerProcess, plugin_dir, run_to_end};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{completion, demo, tokens};
 
 /// Copies a demo adapter to `root/name`, trained for `base`.
-fn place(root: &Path, name: &str, adapter: &str, base: &str) -> PathBuf {
+pub(super) fn place(root: &Path, name: &str, adapter: &str, base: &str) -> PathBuf {
     let folder = root.join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let from = PathBuf::from(demo("adapters")).join(adapter);
@@ -115,6 +116,45 @@ async fn files_that_change_replace_the_adapter_in_place() {
     assert_eq!(client.post("/v1/load_lora_adapter", &push).await.status, 200);
     let body = completion("s", json!({"return_token_ids": true}));
     assert_eq!(tokens(&client.ok("/v1/completions", &body).await), fresh);
+}
+
+/// Seconds between the tokens of one stream of the base.
+async fn gaps(server: &ServerProcess) -> Vec<f64> {
+    let body = completion("base", json!({"max_tokens": 200, "stream": true}));
+    let request = server.client().request(Method::POST, "/v1/completions").json(&body);
+    let mut answer = request.send().await.unwrap();
+    let (mut last, mut gaps) = (Instant::now(), Vec::new());
+    while answer.chunk().await.unwrap().is_some() {
+        gaps.push(last.elapsed().as_secs_f64());
+        last = Instant::now();
+    }
+    gaps.sort_by(f64::total_cmp);
+    gaps
+}
+
+#[tokio::test]
+async fn a_crowd_that_asks_for_one_cold_name_waits_for_one_load() {
+    let root = tempfile::tempdir().unwrap();
+    place(root.path(), "poet", "poet", "base");
+    let server = resolving(root.path(), &[]).await;
+    let quiet = gaps(&server).await;
+    let body = completion("poet", json!({"max_tokens": 1}));
+    let crowd = (0..2000).map(|_| server.client().post("/v1/completions", &body));
+    let (answers, busy) = tokio::join!(futures::future::join_all(crowd), gaps(&server));
+    let count = |status| answers.iter().filter(|answer| answer.status == status).count();
+    let (served, refused) = (count(200), count(429));
+    assert!(served > 0 && served + refused == 2000, "{served} served, {refused} refused");
+    let resolvers = server.client().get("/health?details=1").await.json();
+    assert_eq!(resolvers["resolvers"][0]["answered"], 1);
+    let card = server.client().get("/v1/lora_adapters/poet").await.json();
+    assert_eq!(card["requests"], 2000);
+    let at = |gaps: &[f64], share: f64| gaps[((gaps.len() - 1) as f64 * share) as usize];
+    let ratio = |share| at(&busy, share) / at(&quiet, share);
+    println!(
+        "{served} served, {refused} refused; the base's inter-token time: p50 {:.1} times, p99 {:.1} times that without the crowd",
+        ratio(0.5),
+        ratio(0.99)
+    );
 }
 
 #[test]

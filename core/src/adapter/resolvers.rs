@@ -20,7 +20,7 @@ const CALLS: usize = 64;
 const DEGRADED_AFTER: u32 = 3;
 
 /// Resolvers in the order in which they are asked.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ResolverRegistry {
     resolvers: Vec<Arc<GuardedResolver>>,
 }
