@@ -1,5 +1,7 @@
 //! The host's side: a plugin's resolver as a [`LoraResolver`].
 
+use abi_stable::StableAbi;
+use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
 use abi_stable::std_types::{ROption, RResult};
 
 use super::interface::{
@@ -44,17 +46,24 @@ impl ForeignResolver {
         host: HostServices,
     ) -> Result<Self, Misfit> {
         let (name, header) = plugin.check()?;
-        let module = header.init_root_module::<PluginModuleRef>().map_err(|error| {
-            let text = error.to_string();
-            Misfit {
-                reason: format!(
-                    "its interface is laid out in another way than this server's (plugin SDK {} there, {} here): build it with the server's SDK",
-                    plugin.version(),
-                    dotted(SDK_VERSION)
-                ),
-                detail: Some(text),
-            }
-        })?;
+        let misfit = |detail: String| Misfit {
+            reason: format!(
+                "its interface is laid out in another way than this server's (plugin SDK {} there, {} here): build it with the server's SDK",
+                dotted(plugin.version()),
+                dotted(SDK_VERSION)
+            ),
+            detail: Some(detail),
+        };
+        let ours = <PluginModuleRef as StableAbi>::LAYOUT;
+        let theirs = header.layout().ok_or_else(|| misfit("it hides its layout".to_owned()))?;
+        // The newer side may have more at the end. The check takes the one with less first.
+        let (less, more) =
+            if plugin.version() < SDK_VERSION { (theirs, ours) } else { (ours, theirs) };
+        check_layout_compatibility(less, more).map_err(|errors| misfit(errors.to_string()))?;
+        // SAFETY: what the older side knows lies in the same places on both, and accessors of what was added later look
+        // whether it is there.
+        let module = unsafe { header.init_root_module_with_unchecked_layout::<PluginModuleRef>() };
+        let module = module.map_err(|error| misfit(error.to_string()))?;
         let config = serde_json::to_string(config)
             .map_err(|error| Misfit::from(format!("its configuration is no JSON: {error}")))?;
         match module.create()(config.as_str().into(), host) {

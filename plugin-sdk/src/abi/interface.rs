@@ -98,8 +98,8 @@ impl Declaration {
     }
 
     /// The version of the SDK that the plugin was built with.
-    pub(super) fn version(&self) -> String {
-        dotted(self.version)
+    pub(super) fn version(&self) -> [u16; 3] {
+        self.version
     }
 }
 
