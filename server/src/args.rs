@@ -213,6 +213,10 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin_dir: Option<PathBuf>,
+    /// Folder in which adapters that were loaded at run time are kept over restarts (default: they are forgotten)
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
     /// Tables of the config file, one a plugin, handed to it as they are.
     #[arg(skip)]
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

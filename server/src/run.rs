@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use loraplex_core::adapter::ResolverRegistry;
+use loraplex_core::adapter::{Journal, ResolverRegistry};
 use loraplex_core::{Llm, LoraConfig, LoraRequest, PoolSize, plugin};
 use loraplex_hub_client::HubClient;
 use tokio::net::{TcpListener, TcpSocket};
@@ -67,8 +67,9 @@ fn address(http: &HttpConfig) -> String {
 }
 
 async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
-    // Before a large model is read: a plugin that does not fit stops the start.
+    // Before a large model is read: a plugin that does not fit stops the start, as does a state folder in use.
     let resolvers = resolvers(&config.runtime)?;
+    let journal = config.runtime.state_dir.as_deref().map(Journal::open).transpose()?;
     let mut engine = config.engine.clone();
     let model = engine.model.display().to_string();
     if let Some(wanted) = &config.hub_model {
@@ -81,6 +82,10 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
         .with_context(|| format!("cannot serve {model}"))?;
     for module in &config.lora_modules {
         load(&llm, module).await?;
+    }
+    if let Some(journal) = journal {
+        let (back, lost) = llm.adapters().restore(journal).await;
+        tracing::info!("{back} adapters of the last run are back, {lost} cannot be loaded");
     }
     llm.install_resolvers(resolvers);
     let state = AppState::new(

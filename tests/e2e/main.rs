@@ -12,6 +12,7 @@ mod misbehaving;
 mod numbers;
 mod resolving;
 mod starts;
+mod state;
 
 use loraplex_tests::{ServerProcess, root};
 use serde_json::{Value, json};

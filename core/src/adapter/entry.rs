@@ -135,6 +135,10 @@ impl Entry {
         self.source.lock().alive.clone()
     }
 
+    pub(super) fn is_pinned(&self) -> bool {
+        self.source.lock().pinned
+    }
+
     pub(super) fn set_pinned(&self, pinned: bool) {
         self.source.lock().pinned = pinned;
     }

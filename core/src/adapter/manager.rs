@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use futures::StreamExt as _;
 use loraplex_kernels::AdapterPacker;
 use loraplex_plugin_sdk::{AdapterChange, LoraRequest};
 use moka::sync::Cache;
@@ -12,6 +13,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::entry::Entry;
+use super::journal::{Journal, Record};
 use super::load::{Builder, Built};
 use super::loader::Loader;
 use super::names::{self, NameGuard, NameLocks};
@@ -31,6 +33,8 @@ use crate::model::ModelConfig;
 
 /// Operation ids that are remembered.
 const OPERATIONS: u64 = 1024;
+/// Adapters that are brought back at once: enough for the loaders to have one to read while they pack another.
+const RESTORES: usize = 4;
 
 /// Finds adapters by name and changes what names point to.
 ///
@@ -48,6 +52,7 @@ pub struct AdapterManager {
     store: HostStore,
     flights: Flights,
     resolvers: OnceLock<ResolverRegistry>,
+    journal: OnceLock<Arc<Journal>>,
     operations: Cache<(String, String), Loaded>,
     /// Changes with every flip.
     flips: watch::Sender<u64>,
@@ -91,6 +96,7 @@ impl AdapterManager {
             store: HostStore::new(config.max_host_adapters, config.host_memory),
             flights: Flights::new(config.negative_ttl),
             resolvers: OnceLock::new(),
+            journal: OnceLock::new(),
             operations: Cache::new(OPERATIONS),
             flips: watch::Sender::new(0),
             tasks: TaskTracker::new(),
@@ -111,6 +117,52 @@ impl AdapterManager {
         if self.resolvers.set(resolvers).is_err() {
             tracing::error!("resolvers are installed once; the second set is ignored");
         }
+    }
+
+    /// Loads what `journal` holds and notes every later load and unload in it; called once. What cannot be loaded now is
+    /// logged, and stays in the journal for the next start. Returns how many are back and how many are not.
+    pub async fn restore(self: &Arc<Self>, journal: Journal) -> (usize, usize) {
+        let journal = Arc::new(journal);
+        self.next_generation.fetch_max(journal.first_generation(), Ordering::Relaxed);
+        let records = journal.records();
+        let names: Vec<String> = records.iter().map(|record| record.request.name.clone()).collect();
+        let loads = futures::stream::iter(records).map(|record| {
+            let journal = journal.clone();
+            async move {
+                let name = record.request.name.clone();
+                let restored = self.restore_one(record, &journal).await;
+                if let Err(error) = &restored {
+                    tracing::error!(name, %error, "an adapter of the last run cannot be loaded");
+                }
+                restored.is_ok()
+            }
+        });
+        let restored: Vec<bool> = loads.buffered(RESTORES).collect().await;
+        self.registry.sort(&names);
+        if self.journal.set(journal).is_err() {
+            tracing::error!("a journal is installed once; the second is ignored");
+        }
+        let back = restored.iter().filter(|&&back| back).count();
+        (back, restored.len() - back)
+    }
+
+    async fn restore_one(self: &Arc<Self>, record: Record, journal: &Arc<Journal>) -> Result<()> {
+        let content = match record.upload.clone() {
+            None => super::Content::Folder,
+            Some(digest) => {
+                let journal = journal.clone();
+                self.loader.run(move || journal.upload(&digest)).await?
+            }
+        };
+        let ask = LoadRequest {
+            content,
+            pinned: Some(record.pinned),
+            policy_version: record.policy_version,
+            // Over what the command line has given the name.
+            ..LoadRequest::new(record.request).in_place()
+        };
+        self.load(ask).await?;
+        Ok(())
     }
 
     /// The newest generation of `name`; not found carries what resolvers had to say, which may be nothing. One that nobody loaded is asked of the resolvers, one that is out of memory is
@@ -234,6 +286,11 @@ impl AdapterManager {
     /// ends when all generations of the name have left memory. Returns the generation that it pointed to.
     pub async fn unload(self: &Arc<Self>, name: &str, wait: bool) -> Result<Option<u64>> {
         let guard = self.locks.lock(name).await;
+        self.registry.peek(name).ok_or_else(|| unknown(name))?;
+        if let Some(journal) = self.journal.get().cloned() {
+            let name = name.to_owned();
+            self.loader.run(move || journal.unloaded(&name)).await?;
+        }
         let entry = self.registry.remove(name).ok_or_else(|| unknown(name))?;
         drop(guard);
         self.flights.forget(name);
@@ -250,8 +307,13 @@ impl AdapterManager {
     }
 
     /// Keeps an adapter in host memory, or lets it go when memory is short.
-    pub fn set_pinned(&self, name: &str, pinned: bool) -> Result<()> {
+    pub async fn set_pinned(&self, name: &str, pinned: bool) -> Result<()> {
+        let _guard = self.locks.lock(name).await;
         let entry = self.registry.peek(name).ok_or_else(|| unknown(name))?;
+        if let Some(journal) = self.journal.get().cloned() {
+            let name = name.to_owned();
+            self.loader.run(move || journal.pinned(&name, pinned)).await?;
+        }
         entry.set_pinned(pinned);
         Ok(())
     }
@@ -396,9 +458,10 @@ impl AdapterManager {
         }
         let old = self.registry.peek(&name);
         self.check(&ask, old.as_deref())?;
+        let was_pinned = old.as_deref().is_some_and(Entry::is_pinned);
         let old = old.and_then(|entry| entry.current());
         let (builder, path, content) =
-            (self.builder.clone(), ask.request.path.clone(), ask.content);
+            (self.builder.clone(), ask.request.path.clone(), ask.content.clone());
         let started = Instant::now();
         let Built { peft, packed, read, pack } =
             self.loader.run(move || builder.build(&path, &content)).await?;
@@ -415,10 +478,23 @@ impl AdapterManager {
                 return Err(Error::exhausted(self.store.describe()));
             }
         }
+        let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+        if let Some(journal) = self.journal.get().cloned()
+            && !matches!(origin, Origin::Resolver(_))
+        {
+            let record = Record {
+                upload: (origin == Origin::Upload).then(|| peft.digest.clone()),
+                pinned: ask.pinned.unwrap_or(was_pinned),
+                policy_version: ask.policy_version,
+                request: ask.request.clone(),
+            };
+            let content = ask.content;
+            self.loader.run(move || journal.loaded(record, &content, generation)).await?;
+        }
         let flip = Instant::now();
         let unchanged = old.as_ref().is_some_and(|old| old.digest == peft.digest);
         let adapter = Arc::new(Adapter {
-            generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
+            generation,
             digest: peft.digest,
             rank: peft.rank,
             modules: peft.modules,

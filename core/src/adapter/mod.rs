@@ -7,6 +7,7 @@
 //! | `resolve` | one resolve a name at a time, what is not there remembered for a while |
 //! | `registry`, `entry` | the names, and what stands behind each |
 //! | `store` | host memory: its limits, what is in use, what gives way |
+//! | [`journal`](Journal) | what was loaded at run time, kept over restarts |
 //! | `loader` | threads that read and pack |
 //! | [`peft`] | PEFT's files to weights |
 //!
@@ -14,6 +15,7 @@
 //! started with until they end, and its memory goes when the last of them drops it.
 
 mod entry;
+mod journal;
 mod load;
 mod loader;
 mod manager;
@@ -35,6 +37,7 @@ use loraplex_kernels::PackedAdapter;
 use loraplex_plugin_sdk::LoraRequest;
 
 pub use entry::{AdapterStatus, Origin};
+pub use journal::Journal;
 pub use load::{Content, LoadRequest, LoadTimings, Loaded};
 pub use manager::{AdapterManager, Floor};
 pub use resolvers::{ResolverRegistry, ResolverStatus};

@@ -1,5 +1,6 @@
 //! The names, in order of registration.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,6 +48,13 @@ impl Registry {
     /// Takes a name out; the others keep their order.
     pub(super) fn remove(&self, name: &str) -> Option<Arc<Entry>> {
         self.entries.write().shift_remove(name)
+    }
+
+    /// Puts these names into this order, behind the others.
+    pub(super) fn sort(&self, names: &[String]) {
+        let place: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(place, name)| (name.as_str(), place)).collect();
+        self.entries.write().sort_by_cached_key(|name, _| place.get(name.as_str()).copied());
     }
 
     /// All entries, in order of registration.

@@ -77,6 +77,8 @@ pub struct RuntimeConfig {
     pub paths: PathPolicy,
     /// Where their libraries are; the executable's own folder when `None`.
     pub plugin_dir: Option<PathBuf>,
+    /// Where run-time loads are kept over restarts.
+    pub state_dir: Option<PathBuf>,
     /// What each plugin is told, in the same order.
     pub plugin_configs: Vec<ResolverConfig>,
 }

@@ -218,13 +218,27 @@ fn runtime(
         None if http.is_loopback() => PathPolicy::Any,
         None => PathPolicy::Below(Vec::new()),
     };
+    let state_dir = settings.state_dir.clone();
+    ensure!(
+        updating || state_dir.is_none(),
+        "--state-dir keeps adapters that are loaded at run time, which only \
+         ALLOW_RUNTIME_LORA_UPDATING=1 allows: set it, or leave --state-dir out"
+    );
     let plugin_configs = plugin_configs(settings, environment, &plugins, base_names)?;
     let plugin_dir = settings.plugin_dir.clone();
     let update_policy = match settings.lora_update_policy {
         Some(args::UpdatePolicy::Follow) => UpdatePolicy::Follow,
         None | Some(args::UpdatePolicy::Pin) => UpdatePolicy::Pin,
     };
-    Ok(RuntimeConfig { updating, plugins, update_policy, paths, plugin_dir, plugin_configs })
+    Ok(RuntimeConfig {
+        updating,
+        plugins,
+        update_policy,
+        paths,
+        plugin_dir,
+        state_dir,
+        plugin_configs,
+    })
 }
 
 /// What each plugin is told: its own table, every `LORA_RESOLVER_*`, and what the base model is called.

@@ -167,6 +167,6 @@ async fn set_pinned(
     Path(name): Path<String>,
     pinned: bool,
 ) -> ApiResult<Json<AdapterCard>> {
-    app.adapters.set_pinned(&name, pinned)?;
+    app.adapters.set_pinned(&name, pinned).await?;
     get(app, Path(name)).await
 }

@@ -28,7 +28,7 @@ async fn what_is_held_or_pinned_stays() {
     let manager = manager(|config| config.max_host_adapters = 2);
     let held = manager.load(named("a", "poet")).await.unwrap().adapter;
     manager.load(named("b", "shout")).await.unwrap();
-    manager.set_pinned("b", true).unwrap();
+    manager.set_pinned("b", true).await.unwrap();
     let full = manager.load(named("c", "pirate")).await.unwrap_err();
     assert_eq!(full.kind, ErrorKind::Exhausted);
     assert!(full.message.contains("2 of 2 adapters"), "{full}");

@@ -1,5 +1,6 @@
 //! The registry over real files and scripted resolvers: what names point to, and what memory holds.
 
+mod journal;
 mod loads;
 mod memory;
 mod resolving;
