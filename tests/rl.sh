@@ -11,7 +11,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check numpy==2.4.6
 
-ALLOW_RUNTIME_LORA_UPDATING=1 "$server" demo --port "$port" &
+RUST_LOG=warn ALLOW_RUNTIME_LORA_UPDATING=1 "$server" demo --port "$port" &
 pid=$!
 trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT
 for _ in $(seq 300); do
