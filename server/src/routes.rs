@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::{self, Access};
-use crate::control::{adapters, engine, load, sagemaker};
+use crate::control::{adapters, engine, load, sagemaker, sglang as sglang_control, sleep};
 use crate::error::ApiError;
 use crate::state::App;
 use crate::{chat, completions, health, inference, limits, models, sglang, tokenize};
@@ -62,6 +62,12 @@ const CONTROL: &[Route] = &[
     route("/is_paused", Access::Admin, || get(engine::is_paused)),
     route("/areal_pause_generation", Access::Admin, || post(engine::areal_pause)),
     route("/areal_continue_generation", Access::Admin, || post(engine::areal_continue)),
+    route("/pause_generation", Access::Admin, || post(sglang_control::pause_generation)),
+    route("/continue_generation", Access::Admin, || post(sglang_control::continue_generation)),
+    route("/sleep", Access::Admin, || post(sleep::sleep)),
+    route("/wake_up", Access::Admin, || post(sleep::wake_up)),
+    route("/is_sleeping", Access::Admin, || get(sleep::is_sleeping)),
+    route("/weight_info", Access::Admin, || get(sleep::weight_info)),
     route("/abort_requests", Access::Admin, || post(engine::abort)),
     route("/reset_prefix_cache", Access::Admin, || post(engine::reset_prefix_cache)),
     route("/server_info", Access::Admin, || get(engine::server_info)),

@@ -1,6 +1,7 @@
 //! What every handler sees.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use loraplex_core::adapter::Floor;
@@ -51,6 +52,8 @@ pub struct AppState {
     pub(crate) hub: Option<HubClient>,
     /// Uploads at once: each is in memory as a whole.
     pub(crate) uploads: Semaphore,
+    /// The pause that is, if there is one, is a sleep.
+    pub(crate) asleep: AtomicBool,
     /// Requests that are parsed and tokenised at once: more than cores would only hold memory.
     work: Arc<Semaphore>,
 }
@@ -116,6 +119,7 @@ impl AppState {
             lora_limits: serving.lora_limits,
             hub: serving.hub,
             uploads: Semaphore::new(UPLOADS),
+            asleep: AtomicBool::new(false),
             work: Arc::new(Semaphore::new(cores)),
         }
     }
@@ -176,6 +180,13 @@ impl AppState {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Ends a pause or a sleep, if there is one.
+    pub(crate) async fn resume(&self) -> ApiResult<()> {
+        self.engine.resume().await?;
+        self.asleep.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The base has no generations to wait for.

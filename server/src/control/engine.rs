@@ -28,7 +28,7 @@ pub(crate) struct PauseQuery {
 /// What the engine has done.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Status {
-    status: &'static str,
+    pub(super) status: &'static str,
 }
 
 /// Stop the flow of tokens
@@ -45,14 +45,7 @@ pub(crate) async fn pause(
     State(app): State<App>,
     Query(query): Query<PauseQuery>,
 ) -> ApiResult<Json<Status>> {
-    let mode = match query.mode.as_deref() {
-        None | Some("abort") => PauseMode::Abort,
-        Some("wait") => PauseMode::Wait,
-        Some("keep") => PauseMode::Keep,
-        Some(_) => {
-            return Err(ApiError::param("mode", "`mode` must be `abort`, `wait` or `keep`"));
-        }
-    };
+    let mode = pause_mode(query.mode.as_deref())?;
     let lease = query.lease_seconds.map(Duration::try_from_secs_f64).transpose();
     let lease = lease.map_err(|_| {
         ApiError::param("lease_seconds", "`lease_seconds` must be a number of seconds")
@@ -63,10 +56,20 @@ pub(crate) async fn pause(
     Ok(Json(Status { status: "paused" }))
 }
 
+/// As vLLM names them.
+pub(super) fn pause_mode(mode: Option<&str>) -> ApiResult<PauseMode> {
+    match mode {
+        None | Some("abort") => Ok(PauseMode::Abort),
+        Some("wait") => Ok(PauseMode::Wait),
+        Some("keep") => Ok(PauseMode::Keep),
+        Some(_) => Err(ApiError::param("mode", "`mode` must be `abort`, `wait` or `keep`")),
+    }
+}
+
 /// Go on; nothing happens where nothing is paused
 #[utoipa::path(post, path = "/resume", responses((status = 200, body = Status)))]
 pub(crate) async fn resume(State(app): State<App>) -> ApiResult<Json<Status>> {
-    app.engine.resume().await?;
+    app.resume().await?;
     tracing::info!("resumed");
     Ok(Json(Status { status: "resumed" }))
 }
@@ -87,7 +90,7 @@ pub(crate) async fn areal_pause(State(app): State<App>) -> ApiResult<Json<Value>
 /// AReaL's name for `/resume`
 #[utoipa::path(post, path = "/areal_continue_generation", responses((status = 200, body = Status)))]
 pub(crate) async fn areal_continue(State(app): State<App>) -> ApiResult<Json<Value>> {
-    app.engine.resume().await?;
+    app.resume().await?;
     Ok(Json(json!({ "success": true, "message": "resumed" })))
 }
 

@@ -6,6 +6,8 @@
 //! | `load` | vLLM's load and unload, and their aliases |
 //! | `adapters` | `/v1/lora_adapters`: listing, weights in the request, pins |
 //! | `engine` | pausing, aborting, the prefix cache, what trainers ask |
+//! | `sleep` | sleeping, waking, which weights are served |
+//! | `sglang` | pausing under SGLang's names |
 //! | `sagemaker` | `/adapters` |
 //! | `paths` | which local paths a request may name |
 //! | `wire` | their bodies |
@@ -15,6 +17,8 @@ pub(crate) mod engine;
 pub(crate) mod load;
 pub mod paths;
 pub(crate) mod sagemaker;
+pub(crate) mod sglang;
+pub(crate) mod sleep;
 pub mod wire;
 
 use axum::Json;

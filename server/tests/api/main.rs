@@ -9,6 +9,7 @@ mod connections;
 mod control;
 mod errors;
 mod models;
+mod sleep;
 mod trainers;
 
 use std::path::PathBuf;

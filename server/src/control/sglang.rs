@@ -1,0 +1,64 @@
+//! Pausing under SGLang's names.
+
+use axum::Json;
+use axum::extract::State;
+use bytes::Bytes;
+use loraplex_core::PauseMode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::body::parse;
+use crate::error::{ApiError, ApiResult};
+use crate::openai::error::ErrorResponse;
+use crate::state::App;
+
+/// How to pause.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(crate) struct PauseBody {
+    /// `abort` (default): requests under way end now with the tokens that they have; `retract` and `in_place`: they stay
+    /// and go on later. New requests queue.
+    mode: Option<String>,
+}
+
+/// What has been done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Done {
+    status: &'static str,
+    message: &'static str,
+}
+
+/// SGLang's name for a pause in which new requests queue
+#[utoipa::path(
+    post, path = "/pause_generation", request_body = PauseBody,
+    responses((status = 200, body = Done), (status = 400, body = ErrorResponse))
+)]
+pub(crate) async fn pause_generation(
+    State(app): State<App>,
+    // Without a content type too, and empty: AReaL sends no body.
+    body: Bytes,
+) -> ApiResult<Json<Done>> {
+    let body: PauseBody = if body.is_empty() { PauseBody::default() } else { parse(&body)? };
+    let abort = match body.mode.as_deref() {
+        None | Some("abort") => true,
+        // The base's weights never change, so that the KV of requests that stay is as good later as now.
+        Some("retract" | "in_place") => false,
+        Some(_) => {
+            let message = "`mode` must be `abort`, `retract` or `in_place`";
+            return Err(ApiError::param("mode", message));
+        }
+    };
+    app.engine.pause(PauseMode::Keep, false, None).await?;
+    if abort {
+        app.engine.abort_requests(None).await?;
+    }
+    tracing::info!(abort, "paused");
+    Ok(Json(Done { status: "ok", message: "generation is paused" }))
+}
+
+/// SGLang's name for `/resume`
+#[utoipa::path(post, path = "/continue_generation", responses((status = 200, body = Done)))]
+pub(crate) async fn continue_generation(State(app): State<App>) -> ApiResult<Json<Done>> {
+    app.resume().await?;
+    tracing::info!("resumed");
+    Ok(Json(Done { status: "ok", message: "generation goes on" }))
+}
