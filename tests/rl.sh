@@ -19,4 +19,4 @@ for _ in $(seq 300); do
     if curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; then break; fi
     sleep 0.1
 done
-"$venv/bin/python" "$root/examples/rl/evolve.py" --url "http://127.0.0.1:$port" --updates 6 --require 0.3 --curve "$root/target/rl/curve.svg"
+"$venv/bin/python" "$root/examples/rl/evolve.py" --url "http://127.0.0.1:$port" --updates 6 --require 0.2 --curve "$root/target/rl/curve.svg"
