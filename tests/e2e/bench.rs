@@ -12,7 +12,7 @@ fn run(extra: &[&str]) -> (Value, String) {
     let mut args = vec!["bench", "--shape", "12/6", "--requests", "4", "--rounds", "2"];
     args.extend(["--concurrency", "2", "--json", &report, "--svg", &picture]);
     args.extend(extra);
-    let (code, log) = run_to_end(&args, &[]);
+    let (code, log) = run_to_end(&args, &[("ALLOW_RUNTIME_LORA_UPDATING", "1")]);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("share of base"), "{log}");
     let picture = std::fs::read_to_string(&picture).unwrap();
@@ -48,8 +48,13 @@ fn check(report: &Value, mixes: &[&str]) {
 
 #[test]
 fn a_server_of_its_own_with_random_adapters() {
-    let (report, picture) = run(&["--mix", "one", "zipf:3", "--adapter-rank", "4"]);
-    check(&report, &["base", "one", "zipf:3"]);
+    let mixes = ["--mix", "one", "zipf:3", "reload:0.002"];
+    let (report, picture) = run(&[&mixes[..], &["--adapter-rank", "4", "9"]].concat());
+    check(&report, &["base", "one", "zipf:3", "reload:0.002"]);
+    let reload = &report["mixes"][3];
+    assert!(reload["reloads"].as_u64() > Some(0), "{reload}");
+    assert!(reload["reload_ms"]["median"].as_f64() > Some(0.0), "{reload}");
+    assert_eq!(report["mixes"][1]["reload_ms"], Value::Null);
     assert!(picture.contains("zipf:3") && picture.contains("distinct adapters"));
 }
 

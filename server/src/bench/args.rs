@@ -19,7 +19,7 @@ pub struct BenchArgs {
     /// With --url: names of adapters (default: those of /v1/models with a parent)
     #[arg(long, value_name = "NAME", num_args = 1.., requires = "url")]
     pub adapter_models: Vec<String>,
-    /// Who is asked: base, one, distinct:N (request i asks adapter i mod N), uniform:N, zipf:N; the base is always measured too
+    /// Who is asked: base, one, distinct:N (request i asks adapter i mod N), uniform:N, zipf:N, reload:SECONDS (as one, while another adapter is replaced in place that often); the base is always measured too
     #[arg(long, value_name = "MIX", num_args = 1.., default_values = ["one", "distinct:2", "distinct:8", "uniform:8", "zipf:8"])]
     pub mix: Vec<String>,
     /// How long prompts and outputs are: even (64 in, 64 out), prefill (256, 8), decode (16, 128), mixed (16 to 128 each), or IN/OUT
@@ -37,9 +37,9 @@ pub struct BenchArgs {
     /// Requests a second, arriving at random (Poisson), whether earlier ones are done or not
     #[arg(long, value_name = "RATE")]
     pub request_rate: Option<f64>,
-    /// Rank of the random adapters that are made where none are given
-    #[arg(long, value_name = "RANK", default_value_t = 16)]
-    pub adapter_rank: usize,
+    /// Rank of the random adapters that are made where none are given; of several, adapters take them in turn
+    #[arg(long, value_name = "RANK", num_args = 1.., default_values_t = [16])]
+    pub adapter_rank: Vec<usize>,
     /// Prompts as random words, for servers that take no token ids
     #[arg(long)]
     pub text_prompts: bool,

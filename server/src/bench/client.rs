@@ -1,6 +1,6 @@
 //! One streamed request to an OpenAI-compatible server, timed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
@@ -44,6 +44,25 @@ impl Client {
             cards.iter().filter_map(|card| Some(card["id"].as_str()?.to_owned())).collect()
         };
         Ok((names(bases), names(adapters)))
+    }
+
+    /// Loads an adapter again from its folder, in place; how long the server took.
+    pub async fn reload(&self, name: &str) -> Result<Duration> {
+        let card = self.http.get(format!("{}/v1/models/{name}", self.url));
+        let card: Value = self.authorized(card).send().await?.json().await?;
+        let folder = card["root"].as_str().context("/v1/models does not say where it lies")?;
+        let body = json!({ "lora_name": name, "lora_path": folder, "load_inplace": true });
+        let request = self.http.post(format!("{}/v1/load_lora_adapter", self.url)).json(&body);
+        let start = Instant::now();
+        let response = self.authorized(request).send().await?;
+        let took = start.elapsed();
+        ensure!(
+            response.status().is_success(),
+            "{}: {}",
+            response.status(),
+            response.text().await?
+        );
+        Ok(took)
     }
 
     /// Sends `planned` for `model` and reads its stream to the end.
@@ -167,7 +186,6 @@ impl Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn events_survive_any_cut() {

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::client::Client;
 use super::stats::Sample;
-use super::workload::Planned;
+use super::workload::{Mix, Planned};
 
 /// What came of a plan.
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     /// Why the others were not.
     pub errors: Vec<String>,
+    /// How long each replacement took, from asking for it to its answer.
+    pub reloads: Vec<Duration>,
     /// From the first request's turn to the last one's end.
     pub duration: Duration,
 }
@@ -36,8 +38,32 @@ pub struct Target {
 }
 
 impl Target {
+    /// Sends all of `plan`, and replaces the second adapter meanwhile if `mix` says so.
+    pub async fn drive(&self, mix: Mix, plan: Vec<Planned>, bar: &ProgressBar) -> Outcome {
+        let Mix::Reload(every) = mix else { return self.send(plan, bar).await };
+        let mut reloads = Vec::new();
+        let mut errors = Vec::new();
+        let replacing = async {
+            let name = &self.adapters[1];
+            loop {
+                tokio::time::sleep(every).await;
+                match self.client.reload(name).await {
+                    Ok(took) => reloads.push(took),
+                    Err(error) => errors.push(format!("{name} is not replaced: {error:#}")),
+                }
+            }
+        };
+        let mut outcome = tokio::select! {
+            outcome = self.send(plan, bar) => outcome,
+            never = replacing => never,
+        };
+        outcome.reloads = reloads;
+        outcome.errors.extend(errors);
+        outcome
+    }
+
     /// Sends all of `plan`. A place in flight is taken in the plan's order, at the request's time.
-    pub async fn drive(&self, plan: Vec<Planned>, bar: &ProgressBar) -> Outcome {
+    async fn send(&self, plan: Vec<Planned>, bar: &ProgressBar) -> Outcome {
         let places = Arc::new(Semaphore::new(self.concurrency));
         let mut running = JoinSet::new();
         let mut outcome = Outcome::default();

@@ -165,11 +165,10 @@ fn fill(
     let (given, needed) = (config.lora_modules.len(), plan.adapters());
     let shapes = adapters::shapes(&config.engine.model);
     if given < needed {
-        ensure!(
-            (1..=1024).contains(&args.adapter_rank),
-            "--adapter-rank {}: it is 1 to 1024",
-            args.adapter_rank
-        );
+        let rank = |index: usize| args.adapter_rank[index % args.adapter_rank.len()];
+        for rank in &args.adapter_rank {
+            ensure!((1..=1024).contains(rank), "--adapter-rank {rank}: it is 1 to 1024");
+        }
         let model = shapes.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
         // Of the file and the environment too: a list replaces the list below it.
         settings.lora_modules = config
@@ -178,7 +177,7 @@ fn fill(
             .map(|module| format!("{}={}", module.name, module.path.display()))
             .collect();
         for index in given..needed {
-            let path: PathBuf = adapters::write(folder.path(), model, args.adapter_rank, index)?;
+            let path: PathBuf = adapters::write(folder.path(), model, rank(index), index)?;
             settings.lora_modules.push(format!("random-{index}={}", path.display()));
         }
     }
@@ -186,6 +185,13 @@ fn fill(
 }
 
 async fn measure(args: &BenchArgs, plan: &Plan, target: Target) -> Result<()> {
+    if plan.mixes.iter().any(|mix| matches!(mix, Mix::Reload(_))) {
+        let name = target.adapters.get(1).context("a reload needs two adapters")?;
+        let reloaded = target.client.reload(name).await;
+        reloaded.with_context(|| {
+            format!("{name} cannot be replaced; the server needs ALLOW_RUNTIME_LORA_UPDATING=1")
+        })?;
+    }
     let (needed, found) = (plan.adapters(), target.adapters.len());
     ensure!(needed <= found, "the mixes need {needed} adapters and there are {found}");
     let total = args.rounds * plan.mixes.len() * args.requests;
@@ -199,7 +205,7 @@ async fn measure(args: &BenchArgs, plan: &Plan, target: Target) -> Result<()> {
     for round in 0..args.rounds {
         for (place, (mix, outcomes)) in outcomes.iter_mut().enumerate() {
             bar.set_message(format!("round {}: {}", round + 1, mix.name()));
-            outcomes.push(target.drive(plan.load.plan(*mix, place, round), &bar).await);
+            outcomes.push(target.drive(*mix, plan.load.plan(*mix, place, round), &bar).await);
         }
     }
     bar.finish_and_clear();

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::drive::Outcome;
-use super::stats::{Figures, Ratio, Sample};
+use super::stats::{Figures, Ratio, Sample, Spread};
 use super::workload::Mix;
 
 /// Everything that a run found.
@@ -46,6 +46,10 @@ pub struct MixReport {
     pub rounds: Vec<Figures>,
     /// Against the base.
     pub ratio_to_base: Ratios,
+    /// Replacements in place, from asking for one to its answer; `null` where there were none.
+    pub reload_ms: Option<Spread>,
+    /// How many.
+    pub reloads: usize,
     /// One of the failures, if there were any.
     pub error: Option<String>,
     /// Every request's end-to-end time in ms, in order of size; for the picture.
@@ -64,6 +68,8 @@ pub struct Ratios {
     pub ttft: Ratio,
     /// Median time between chunks.
     pub itl: Ratio,
+    /// 99th percentile of the time between chunks.
+    pub itl_p99: Ratio,
     /// Median time per token after the first.
     pub tpot: Ratio,
     /// Median end-to-end time.
@@ -84,6 +90,7 @@ pub fn mixes(outcomes: Vec<(Mix, Vec<Outcome>)>) -> Vec<MixReport> {
             total_tokens_per_s: ratio(|figures| figures.total_tokens_per_s),
             ttft: ratio(|figures| figures.ttft_ms.median),
             itl: ratio(|figures| figures.itl_ms.median),
+            itl_p99: ratio(|figures| figures.itl_ms.p99),
             tpot: ratio(|figures| figures.tpot_ms.median),
             e2e: ratio(|figures| figures.e2e_ms.median),
         };
@@ -99,6 +106,8 @@ fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
     let duration = outcomes.iter().map(|outcome| outcome.duration).sum();
     let failed = outcomes.iter().map(|outcome| outcome.errors.len()).sum();
     let error = outcomes.iter().find_map(|outcome| outcome.errors.first().cloned());
+    let reloads = outcomes.iter().flat_map(|outcome| &outcome.reloads);
+    let reloads: Vec<f64> = reloads.map(|took| took.as_secs_f64() * 1e3).collect();
     let samples: Vec<Sample> = outcomes.into_iter().flat_map(|outcome| outcome.samples).collect();
     let mut e2e_ms: Vec<f64> = samples.iter().map(|s| s.e2e.as_secs_f64() * 1e3).collect();
     e2e_ms.sort_by(f64::total_cmp);
@@ -108,6 +117,8 @@ fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
         all: Figures::of(&samples, failed, duration),
         rounds,
         ratio_to_base: Ratios::default(),
+        reloads: reloads.len(),
+        reload_ms: (!reloads.is_empty()).then(|| Spread::of(reloads)),
         error,
         e2e_ms,
     }
@@ -142,7 +153,7 @@ impl Report {
         );
         for mix in &self.mixes {
             let share = mix.ratio_to_base.output_tokens_per_s;
-            let three = |spread: super::stats::Spread| {
+            let three = |spread: Spread| {
                 format!("{:.1} {:.1} {:.1}", spread.median, spread.p90, spread.p99)
             };
             let _ = writeln!(
@@ -160,6 +171,20 @@ impl Report {
             );
         }
         for mix in &self.mixes {
+            if let Some(took) = &mix.reload_ms {
+                let ratios = &mix.ratio_to_base;
+                let _ = writeln!(
+                    text,
+                    "{}: {} replacements, ms 50/90/99% {:.1} {:.1} {:.1}; ITL 50% {:.2} and 99% {:.2} of the base's",
+                    mix.mix,
+                    mix.reloads,
+                    took.median,
+                    took.p90,
+                    took.p99,
+                    ratios.itl.of_medians,
+                    ratios.itl_p99.of_medians
+                );
+            }
             if let Some(error) = &mix.error {
                 let _ = writeln!(text, "{} failed with: {error}", mix.mix);
             }
@@ -182,6 +207,7 @@ mod tests {
                 ..Sample::default()
             }],
             errors: Vec::new(),
+            reloads: Vec::new(),
             duration: Duration::from_millis(ms),
         };
         let reports = mixes(vec![

@@ -22,12 +22,20 @@ pub enum Mix {
     Uniform(usize),
     /// As [`Mix::Uniform`], the k-th adapter with a weight of 1/k.
     Zipf(usize),
+    /// As [`Mix::One`], while another adapter is replaced in place each time that this has passed.
+    Reload(Duration),
 }
 
 impl Mix {
-    /// Reads `base`, `one`, `distinct:N`, `uniform:N` or `zipf:N`.
+    /// Reads `base`, `one`, `distinct:N`, `uniform:N`, `zipf:N` or `reload:SECONDS`.
     pub fn parse(text: &str) -> Result<Self> {
         let (kind, count) = text.split_once(':').map_or((text, None), |(kind, n)| (kind, Some(n)));
+        if let ("reload", Some(seconds)) = (kind, count) {
+            let seconds = seconds.parse().ok().filter(|s| (0.001..=3600.0).contains(s));
+            let seconds =
+                seconds.with_context(|| format!("--mix {text}: SECONDS is 0.001 to 3600"))?;
+            return Ok(Self::Reload(Duration::from_secs_f64(seconds)));
+        }
         let count = match count {
             Some(n) => {
                 let n = n.parse().ok().filter(|n| (1..=MOST).contains(n));
@@ -41,7 +49,9 @@ impl Mix {
             ("distinct", Some(n)) => Self::Distinct(n),
             ("uniform", Some(n)) => Self::Uniform(n),
             ("zipf", Some(n)) => Self::Zipf(n),
-            _ => bail!("--mix {text}: it is base, one, distinct:N, uniform:N or zipf:N"),
+            _ => bail!(
+                "--mix {text}: it is base, one, distinct:N, uniform:N, zipf:N or reload:SECONDS"
+            ),
         })
     }
 
@@ -50,6 +60,7 @@ impl Mix {
         match self {
             Self::Base => 0,
             Self::One => 1,
+            Self::Reload(_) => 2,
             Self::Distinct(n) | Self::Uniform(n) | Self::Zipf(n) => n,
         }
     }
@@ -62,13 +73,14 @@ impl Mix {
             Self::Distinct(n) => format!("distinct:{n}"),
             Self::Uniform(n) => format!("uniform:{n}"),
             Self::Zipf(n) => format!("zipf:{n}"),
+            Self::Reload(every) => format!("reload:{}", every.as_secs_f64()),
         }
     }
 
     fn pick(self, index: usize, random: &mut Random) -> Option<usize> {
         match self {
             Self::Base => None,
-            Self::One => Some(0),
+            Self::One | Self::Reload(_) => Some(0),
             Self::Distinct(n) => Some(index % n),
             Self::Uniform(n) => Some(random.below(n as u64) as usize),
             Self::Zipf(n) => {
@@ -257,10 +269,10 @@ mod tests {
 
     #[test]
     fn what_is_no_mix_or_shape_is_refused() {
-        for text in ["", "two", "distinct", "zipf:0", "zipf:x", "one:1"] {
+        for text in ["", "two", "distinct", "zipf:0", "zipf:x", "one:1", "reload", "reload:0"] {
             assert!(Mix::parse(text).is_err(), "{text}");
         }
-        for text in ["one", "base", "distinct:3", "uniform:2", "zipf:9"] {
+        for text in ["one", "base", "distinct:3", "uniform:2", "zipf:9", "reload:0.5"] {
             assert_eq!(Mix::parse(text).unwrap().name(), text);
         }
         for text in ["", "1", "0/1", "1/0", "a/b", "huge"] {
