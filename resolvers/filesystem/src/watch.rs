@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use loraplex_plugin_sdk::ResolveError;
-use notify::{Config, PollWatcher, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -27,10 +27,13 @@ pub(crate) struct Watch {
     state: Mutex<State>,
     /// Something may have changed.
     hint: Arc<Notify>,
+    /// Looks this often, told or not.
+    poll: Option<Duration>,
 }
 
 struct State {
-    watcher: Box<dyn Watcher + Send>,
+    /// `None` where looking often takes its place.
+    watcher: Option<RecommendedWatcher>,
     answered: HashMap<String, Version>,
 }
 
@@ -43,23 +46,20 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Waits for the system to tell, or looks every `poll`.
+    /// Waits for the system to tell, or looks every `poll`: notify's own polling watcher compares times in whole seconds, and
+    /// so misses the second of two changes within one.
     pub(crate) fn start(poll: Option<Duration>) -> Result<Self, ResolveError> {
         let hint = Arc::<Notify>::default();
         let told = hint.clone();
         let tell = move |_: notify::Result<notify::Event>| told.notify_one();
-        let watcher: notify::Result<Box<dyn Watcher + Send>> = match poll {
-            Some(interval) => {
-                let config = Config::default().with_poll_interval(interval);
-                PollWatcher::new(tell, config).map(|watcher| Box::new(watcher) as _)
-            }
-            None => RecommendedWatcher::new(tell, Config::default())
-                .map(|watcher| Box::new(watcher) as _),
+        let watcher = match poll {
+            Some(_) => Ok(None),
+            None => RecommendedWatcher::new(tell, Config::default()).map(Some),
         };
         let watcher = watcher.map_err(|error| {
             ResolveError::invalid(format!("changes cannot be watched: {error}; unset LORA_RESOLVER_WATCH, or set watch_poll_seconds"))
         })?;
-        Ok(Self { state: Mutex::new(State { watcher, answered: HashMap::new() }), hint })
+        Ok(Self { state: Mutex::new(State { watcher, answered: HashMap::new() }), hint, poll })
     }
 
     /// `found` has been answered for `name`.
@@ -71,7 +71,9 @@ impl Watch {
         }
         state.answered.insert(name.to_owned(), found.version);
         // A folder that was replaced has the old one's watch; the parents tell of replacements and of moved links.
-        let _ = state.watcher.unwatch(&found.folder);
+        if let Some(watcher) = &mut state.watcher {
+            let _ = watcher.unwatch(&found.folder);
+        }
         state.watch(&found.folder);
         for parent in [found.folder.parent(), found.place.parent()].into_iter().flatten() {
             state.watch(parent);
@@ -82,7 +84,10 @@ impl Watch {
     pub(crate) async fn next(&self, root: &Arc<Root>) -> Option<String> {
         loop {
             let Some((name, version)) = self.look(root).await else {
-                self.hint.notified().await;
+                match self.poll {
+                    Some(interval) => sleep(interval).await,
+                    None => self.hint.notified().await,
+                }
                 continue;
             };
             sleep(QUIET).await;
@@ -116,7 +121,8 @@ impl Watch {
 
 impl State {
     fn watch(&mut self, folder: &Path) {
-        if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
+        let Some(watcher) = &mut self.watcher else { return };
+        if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
             let folder = folder.display();
             tracing::warn!("{folder} cannot be watched: {error}; its changes may go unseen");
         }
