@@ -71,6 +71,11 @@ impl BlockManager {
         self.block_size
     }
 
+    /// Whether finished blocks are kept for others.
+    pub fn is_caching(&self) -> bool {
+        self.caching
+    }
+
     /// Blocks in the pool.
     pub fn total(&self) -> usize {
         self.blocks.len()

@@ -4,6 +4,8 @@
 //! token budget, so a long prompt never stops the others' tokens. A sequence that finds no block takes those of the
 //! least important one, which starts over later and gives the same tokens.
 //!
+//! Sequences that start alike do not compute the same prefix side by side: one does, the others wait for its blocks.
+//!
 //! An adapter needs room on the device. A request that finds none is passed by others, so that base requests and those of
 //! resident adapters go on, but not for ever: when too many have passed, the adapters with the fewest sequences take no
 //! new ones until there is room.
@@ -352,6 +354,9 @@ impl Scheduler {
             let mut rest = self.waiting.range((last, Bound::Unbounded));
             let Some((&rank, &slot)) = rest.next() else { break };
             last = Bound::Excluded(rank);
+            if blocks.is_caching() && self.is_being_computed(slot, blocks.block_size()) {
+                continue;
+            }
             if !self.may_lease(slot) {
                 continue;
             }
@@ -393,6 +398,23 @@ impl Scheduler {
             });
             self.running.insert(place, slot);
         }
+    }
+
+    /// Whether a running sequence computes a block now that a waiting one starts with: a step later that one finds it
+    /// cached. So the choices of a request, and a trainer's samples of one prompt, read the prompt once.
+    fn is_being_computed(&self, slot: Slot, block_size: usize) -> bool {
+        let sequence = self.sequences.get(slot);
+        if sequence.prompt_logprobs.is_some() {
+            return false;
+        }
+        self.running.iter().map(|&slot| self.sequences.get(slot)).any(|other| {
+            let shared = (other.computed / block_size + 1) * block_size;
+            other.pending() > 1
+                && other.key == sequence.key
+                && shared <= other.tokens.len()
+                && shared < sequence.tokens.len()
+                && other.tokens[..shared] == sequence.tokens[..shared]
+        })
     }
 
     /// Blocks that stay free at an admission while others run, so that their next tokens do not evict the newcomer.

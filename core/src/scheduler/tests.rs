@@ -174,6 +174,47 @@ fn a_prefix_is_computed_once_per_adapter_and_salt() {
 }
 
 #[test]
+fn a_prompt_that_many_ask_for_is_read_once() {
+    let alike = |scene: &mut Scene, salt: Option<&str>, prompt: std::ops::Range<u32>| {
+        scene.add_with(|request| {
+            request.prompt = prompt.collect();
+            request.params.max_tokens = 2;
+            request.cache_salt = salt.map(Into::into);
+        });
+    };
+    let mut scene = Scene::new(16, 8, 32);
+    for _ in 0..3 {
+        alike(&mut scene, None, 10..20);
+    }
+    // Neither another tenant nor a prompt that shares no whole block waits.
+    alike(&mut scene, Some("tenant"), 10..13);
+    alike(&mut scene, None, 10..13);
+    assert_eq!(
+        scene.run(),
+        [
+            "0[0..10)* 3[0..3)* 4[0..3)*",
+            "0[10..11)* 1[8..10)* 2[8..10)* 3[3..4)* 4[3..4)*",
+            "1[10..11)* 2[10..11)*"
+        ]
+    );
+
+    // In chunks too, and who shares less goes on as soon as there is nothing more to gain.
+    let mut scene = Scene::new(6, 8, 32);
+    alike(&mut scene, None, 10..24);
+    alike(&mut scene, None, 10..24);
+    let mut shares_a_block: Vec<u32> = (10..14).collect();
+    shares_a_block.extend([90, 91]);
+    scene.add_with(|request| {
+        request.prompt = shares_a_block;
+        request.params.max_tokens = 1;
+    });
+    assert_eq!(
+        scene.run(),
+        ["0[0..6)", "0[6..12)", "0[12..14)* 1[12..14)* 2[4..6)*", "0[14..15)* 1[14..15)*"]
+    );
+}
+
+#[test]
 fn prompt_positions_are_scored_once_each_over_chunks() {
     let mut scene = Scene::new(4, 1, 16);
     scene.add_with(|request| {
