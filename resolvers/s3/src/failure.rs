@@ -1,0 +1,102 @@
+//! What goes wrong between the store and the cache, and what resolvers call it.
+
+use std::error::Error;
+use std::time::Duration;
+
+use loraplex_plugin_sdk::{ErrorKind, ResolveError};
+use loraplex_resolver_cache::{CacheError, CacheErrorKind};
+use object_store::client::{HttpError, HttpErrorKind};
+
+/// Why an adapter did not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// No such object.
+    Missing,
+    /// The object is not the one that was seen before.
+    Changed,
+    /// The store wants other credentials.
+    Denied,
+    /// The store, or the file, is wrong and stays wrong.
+    Invalid,
+    /// Nobody answers.
+    Unreachable,
+    /// The store says: later.
+    Overloaded,
+    /// An answer broke off, stood still, or was not what was asked for.
+    Broken,
+    /// What arrived is not what the store says that it has.
+    Damaged,
+    /// The cache's disk or its limit is full.
+    Full,
+    /// The cache cannot be read or written.
+    Storage,
+}
+
+/// A failure; its message never holds a secret.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) cause: Cause,
+    pub(crate) message: String,
+    /// When the store said that it may be asked again.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(crate) fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into(), retry_after: None }
+    }
+
+    /// Whether asking again soon may help.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self.cause, Cause::Unreachable | Cause::Overloaded | Cause::Broken)
+    }
+
+    /// The failure behind an error of the store's client, about `object`.
+    pub(crate) fn of(error: &(dyn Error + 'static), object: &str) -> Self {
+        let (mut link, mut last, mut unreachable) = (Some(error), String::new(), false);
+        while let Some(error) = link {
+            if let Some(failure) = error.downcast_ref::<Self>() {
+                let message = format!("{object}: {failure}");
+                return Self { message, ..failure.clone() };
+            }
+            if let Some(error) = error.downcast_ref::<HttpError>() {
+                unreachable |= error.kind() == HttpErrorKind::Connect;
+            }
+            last = error.to_string();
+            link = error.source();
+        }
+        let cause = if unreachable { Cause::Unreachable } else { Cause::Broken };
+        Self::new(cause, format!("{object}: {last}"))
+    }
+}
+
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
+        let cause = match error.kind {
+            CacheErrorKind::Full => Cause::Full,
+            CacheErrorKind::TooLarge => Cause::Invalid,
+            CacheErrorKind::Damaged => Cause::Damaged,
+            CacheErrorKind::Storage => Cause::Storage,
+        };
+        Self::new(cause, error.message)
+    }
+}
+
+impl From<Failure> for ResolveError {
+    fn from(failure: Failure) -> Self {
+        let Failure { cause, message, retry_after } = failure;
+        match cause {
+            Cause::Missing => Self::not_found(message),
+            Cause::Denied => Self::denied(message).with_code("adapter_source_unauthorized"),
+            Cause::Invalid => Self::invalid(message),
+            Cause::Unreachable
+            | Cause::Overloaded
+            | Cause::Broken
+            | Cause::Damaged
+            | Cause::Changed
+            | Cause::Full => Self::unavailable(message, retry_after),
+            Cause::Storage => Self::new(ErrorKind::Internal, message),
+        }
+    }
+}
