@@ -35,5 +35,6 @@ mod staging;
 
 pub use cache::{Cache, CacheOptions, Claim, Claimed, Entry};
 pub use disk::{Disk, Operation};
+pub use entry::md5_of;
 pub use error::{CacheError, CacheErrorKind};
 pub use staging::{FileSpec, Staging};

@@ -12,6 +12,8 @@ use object_store::client::{HttpError, HttpErrorKind};
 pub(crate) enum Cause {
     /// No such object.
     Missing,
+    /// No such bucket.
+    NoBucket,
     /// The object is not the one that was seen before.
     Changed,
     /// The store wants other credentials.
@@ -49,10 +51,13 @@ impl Failure {
 
     /// Whether asking again soon may help.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self.cause, Cause::Unreachable | Cause::Overloaded | Cause::Broken)
+        matches!(
+            self.cause,
+            Cause::Unreachable | Cause::Overloaded | Cause::Broken | Cause::Damaged
+        )
     }
 
-    /// The failure behind an error of the store's client, about `object`.
+    /// The failure behind an error of the store's client, which has no answer about `object`.
     pub(crate) fn of(error: &(dyn Error + 'static), object: &str) -> Self {
         let (mut link, mut last, mut unreachable) = (Some(error), String::new(), false);
         while let Some(error) = link {
@@ -61,7 +66,13 @@ impl Failure {
                 return Self { message, ..failure.clone() };
             }
             if let Some(error) = error.downcast_ref::<HttpError>() {
-                unreachable |= error.kind() == HttpErrorKind::Connect;
+                unreachable |= matches!(
+                    error.kind(),
+                    HttpErrorKind::Connect
+                        | HttpErrorKind::Request
+                        | HttpErrorKind::Timeout
+                        | HttpErrorKind::Interrupted
+                );
             }
             last = error.to_string();
             link = error.source();
@@ -87,7 +98,7 @@ impl From<Failure> for ResolveError {
     fn from(failure: Failure) -> Self {
         let Failure { cause, message, retry_after } = failure;
         match cause {
-            Cause::Missing => Self::not_found(message),
+            Cause::Missing | Cause::NoBucket => Self::not_found(message),
             Cause::Denied => Self::denied(message).with_code("adapter_source_unauthorized"),
             Cause::Invalid => Self::invalid(message),
             Cause::Unreachable

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use loraplex_plugin_sdk::Progress;
+use loraplex_resolver_cache::md5_of;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -77,6 +78,13 @@ impl Objects {
         while let Some(bytes) = body.next(key).await? {
             progress.advance(bytes.len() as u64);
             text.extend_from_slice(&bytes);
+        }
+        // It is judged before it is in the cache, which checks what it lets in.
+        if let Some(wanted) = &meta.md5
+            && md5_of(&text) != *wanted
+        {
+            let message = format!("{key}: it arrived with another MD5 than {wanted}, its ETag");
+            return Err(Failure::new(Cause::Damaged, message));
         }
         Ok((meta, text))
     }

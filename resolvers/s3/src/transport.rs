@@ -103,7 +103,7 @@ fn refusal(status: StatusCode, headers: &HeaderMap, text: &str) -> Failure {
     let with = |cause, message: String| Failure::new(cause, message);
     match (status, code) {
         (StatusCode::NOT_FOUND, Some("NoSuchBucket")) => {
-            with(Cause::Missing, format!("there is no such bucket ({shown})"))
+            with(Cause::NoBucket, format!("there is no such bucket ({shown})"))
         }
         (StatusCode::NOT_FOUND, _) => with(Cause::Missing, format!("there is none ({shown})")),
         (StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE, _) => {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -36,10 +37,8 @@ pub(crate) enum Fault {
     EndlessRefusal,
     /// This header is another.
     Header(header::HeaderName, String),
-    /// Ranges are not known: the whole object comes, as an object.
+    /// Ranges are not known: what comes calls itself the whole object.
     NoRanges,
-    /// If-Match is not known.
-    NoIfMatch,
     /// No answer.
     Hang,
     /// Done before it is answered.
@@ -66,8 +65,29 @@ struct Shared {
     s3: S3Service,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
-    /// Requests that hang.
-    hanging: Mutex<usize>,
+    is_deaf: Mutex<bool>,
+    /// Requests that hang, and the most that ever did at once.
+    hanging: Mutex<(usize, usize)>,
+}
+
+/// One that hangs, until its client goes.
+struct Hanging(Arc<Shared>);
+
+impl Hanging {
+    fn new(shared: Arc<Shared>) -> Self {
+        {
+            let mut hanging = shared.hanging.lock().unwrap();
+            hanging.0 += 1;
+            hanging.1 = hanging.1.max(hanging.0);
+        }
+        Self(shared)
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.hanging.lock().unwrap().0 -= 1;
+    }
 }
 
 /// Serves until it is dropped.
@@ -92,6 +112,7 @@ impl Bucket {
             s3: service.build(),
             rules: Mutex::default(),
             seen: Mutex::default(),
+            is_deaf: Mutex::default(),
             hanging: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(shared.clone());
@@ -133,8 +154,18 @@ impl Bucket {
         self.shared.rules.lock().unwrap().push(rule);
     }
 
+    /// Lets the next request for `file` through, before what was told later.
+    pub(crate) fn pass(&self, file: &'static str) {
+        self.fail(file, 1, Fault::Before(Box::new(|| {})));
+    }
+
     pub(crate) fn heal(&self) {
         self.shared.rules.lock().unwrap().clear();
+    }
+
+    /// Whether If-Match means nothing to it.
+    pub(crate) fn is_deaf_to_if_match(&self, is_deaf: bool) {
+        *self.shared.is_deaf.lock().unwrap() = is_deaf;
     }
 
     /// Takes what arrived since the last call.
@@ -142,7 +173,8 @@ impl Bucket {
         std::mem::take(&mut self.shared.seen.lock().unwrap())
     }
 
-    pub(crate) fn hanging(&self) -> usize {
+    /// Requests that hang, and the most that ever did at once.
+    pub(crate) fn hanging(&self) -> (usize, usize) {
         *self.shared.hanging.lock().unwrap()
     }
 }
@@ -156,12 +188,13 @@ pub(crate) fn put(path: &std::path::Path, bytes: &[u8]) {
     fresh.persist(path).unwrap();
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let range = request.headers().get(header::RANGE);
     let range = range.map(|range| range.to_str().unwrap().to_owned());
     let method = request.method().to_string();
     shared.seen.lock().unwrap().push(Seen { method, path: path.clone(), range });
+    let if_match = request.headers().get(header::IF_MATCH).cloned();
     let fault = {
         let mut rules = shared.rules.lock().unwrap();
         let rule = rules.iter_mut().find(|rule| rule.left > 0 && path.ends_with(rule.file));
@@ -172,10 +205,8 @@ async fn answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Resp
     };
     match fault.as_deref() {
         Some(Fault::Before(act)) => act(),
-        Some(Fault::NoRanges) => drop(request.headers_mut().remove(header::RANGE)),
-        Some(Fault::NoIfMatch) => drop(request.headers_mut().remove(header::IF_MATCH)),
         Some(Fault::Hang) => {
-            *shared.hanging.lock().unwrap() += 1;
+            let _hanging = Hanging::new(shared.clone());
             return std::future::pending().await;
         }
         Some(Fault::Status(status, code, headers)) => {
@@ -195,9 +226,18 @@ async fn answer(State(shared): State<Arc<Shared>>, mut request: Request) -> Resp
     }
     let answer = shared.s3.call(request.map(|_| s3s::Body::empty())).await.unwrap();
     let (mut parts, body) = answer.into_parts();
+    let differs = if_match.is_some() && if_match.as_ref() != parts.headers.get(header::ETAG);
+    if differs && parts.status.is_success() && !*shared.is_deaf.lock().unwrap() {
+        return StatusCode::PRECONDITION_FAILED.into_response();
+    }
     let body = match fault.as_deref() {
         Some(Fault::Header(name, value)) => {
             parts.headers.insert(name, value.parse().unwrap());
+            Body::new(body)
+        }
+        Some(Fault::NoRanges) => {
+            parts.status = StatusCode::OK;
+            parts.headers.remove(header::CONTENT_RANGE);
             Body::new(body)
         }
         Some(fault) if parts.status.is_success() => broken(Body::new(body), fault).await,
@@ -212,7 +252,11 @@ async fn broken(body: Body, fault: &Fault) -> Body {
     match *fault {
         Fault::Cut(at) if at < bytes.len() => {
             bytes.truncate(at);
-            let end = stream::iter([Err(std::io::Error::other("cut"))]);
+            // What came before is on its way by then.
+            let end = stream::once(async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Err(std::io::Error::other("cut"))
+            });
             Body::from_stream(stream::iter([Ok(Bytes::from(bytes))]).chain(end))
         }
         Fault::Flip(at) if at < bytes.len() => {
@@ -227,7 +271,7 @@ async fn broken(body: Body, fault: &Fault) -> Body {
         Fault::Trickle(size, pause) => {
             let pieces: Vec<_> = bytes.chunks(size).map(Bytes::copy_from_slice).collect();
             Body::from_stream(stream::iter(pieces).then(move |piece| async move {
-                tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+                tokio::time::sleep(Duration::from_millis(pause)).await;
                 Ok::<_, Infallible>(piece)
             }))
         }

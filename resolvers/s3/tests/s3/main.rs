@@ -4,6 +4,9 @@
 
 mod bucket;
 mod names;
+mod refusals;
+mod transfer;
+mod unreachable;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +44,12 @@ impl World {
         self.bucket.put(&format!("loras/{name}/{WEIGHTS}"), &weights);
         weights
     }
+}
+
+/// What lies in the cache: entries, and everything that is not done.
+fn kept(cache: &std::path::Path) -> (usize, usize) {
+    let count = |name: &str| std::fs::read_dir(cache.join("v1").join(name)).unwrap().count();
+    (count("entries"), count("staging") + count("locks") + count("trash"))
 }
 
 /// Short, so that what is given up is given up soon; nothing here waits for one of them to pass.
