@@ -11,6 +11,10 @@ use crate::entry::{Digests, FileDigest, MANIFEST, Manifest, Reference, sha256};
 use crate::error::{CacheError, CacheErrorKind};
 use crate::lock::Lock;
 
+/// Takes the room of what is written when all has come, so that a full disk is not noticed that late.
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 16 << 10;
+
 /// A file that is about to be downloaded.
 #[derive(Debug, Clone)]
 pub struct FileSpec {
@@ -72,7 +76,8 @@ impl Staging {
             disk.allocate(&file, &path, spec.len)?;
             self.files.push((spec.clone(), path, file));
         }
-        Ok(())
+        let path = folder.join(RESERVE);
+        disk.allocate(&disk.create(&path)?, &path, RESERVE_BYTES)
     }
 
     /// Writes a part of the file that stands at `file` in the list that the download was started with.
@@ -101,6 +106,8 @@ impl Staging {
         let text = manifest.to_bytes();
         let digest = sha256(&text);
         let folder = self.folder();
+        let reserve = folder.join(RESERVE);
+        remove(&reserve).map_err(|error| CacheError::io("remove", &reserve, &error))?;
         self.add_text(&folder.join(MANIFEST), &text)?;
         disk.sync_folder(&folder)?;
         let place = cache.entry(&digest);
@@ -138,8 +145,8 @@ impl Staging {
         // One that an ended process left.
         let _ = remove(&fresh);
         self.add_text(&fresh, &reference.to_bytes())?;
-        disk.rename(&fresh, &refs.join(&self.key))?;
-        disk.sync_folder(&refs)
+        // Nothing fails after this. A reference that a power cut takes back costs a download.
+        disk.rename(&fresh, &refs.join(&self.key))
     }
 
     fn add_text(&self, path: &std::path::Path, text: &[u8]) -> Result<(), CacheError> {
