@@ -10,6 +10,7 @@ mod hub;
 mod lifecycle;
 mod numbers;
 mod resolving;
+mod s3;
 mod starts;
 
 use loraplex_tests::{ServerProcess, root};

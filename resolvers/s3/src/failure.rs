@@ -34,19 +34,36 @@ pub(crate) enum Cause {
     Storage,
 }
 
-/// A failure; its message never holds a secret.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
+/// A failure; what it says never holds a secret.
+#[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) cause: Cause,
+    /// What was asked for, where it is one thing.
+    pub(crate) about: Option<String>,
     pub(crate) message: String,
     /// When the store said that it may be asked again.
     pub(crate) retry_after: Option<Duration>,
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.about {
+            Some(about) => write!(f, "{about}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl Error for Failure {}
+
 impl Failure {
     pub(crate) fn new(cause: Cause, message: impl Into<String>) -> Self {
-        Self { cause, message: message.into(), retry_after: None }
+        Self { cause, about: None, message: message.into(), retry_after: None }
+    }
+
+    /// The same failure, of this object.
+    pub(crate) fn about(self, object: impl Into<String>) -> Self {
+        Self { about: Some(object.into()), ..self }
     }
 
     /// Whether asking again soon may help.
@@ -57,13 +74,12 @@ impl Failure {
         )
     }
 
-    /// The failure behind an error of the store's client, which has no answer about `object`.
-    pub(crate) fn of(error: &(dyn Error + 'static), object: &str) -> Self {
+    /// The failure behind an error of the store's client, which has no answer.
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
         let (mut link, mut last, mut unreachable) = (Some(error), String::new(), false);
         while let Some(error) = link {
             if let Some(failure) = error.downcast_ref::<Self>() {
-                let message = format!("{object}: {failure}");
-                return Self { message, ..failure.clone() };
+                return failure.clone();
             }
             if let Some(error) = error.downcast_ref::<HttpError>() {
                 unreachable |= matches!(
@@ -78,7 +94,7 @@ impl Failure {
             link = error.source();
         }
         let cause = if unreachable { Cause::Unreachable } else { Cause::Broken };
-        Self::new(cause, format!("{object}: {last}"))
+        Self::new(cause, last)
     }
 }
 
@@ -96,8 +112,8 @@ impl From<CacheError> for Failure {
 
 impl From<Failure> for ResolveError {
     fn from(failure: Failure) -> Self {
-        let Failure { cause, message, retry_after } = failure;
-        match cause {
+        let (message, retry_after) = (failure.to_string(), failure.retry_after);
+        match failure.cause {
             Cause::Missing | Cause::NoBucket => Self::not_found(message),
             Cause::Denied => Self::denied(message).with_code("adapter_source_unauthorized"),
             Cause::Invalid => Self::invalid(message),

@@ -78,11 +78,11 @@ impl Fetch {
             Ok(found) => found,
             Err(_) => {
                 let limit = limit.as_secs_f32();
-                let message = format!("{key} did not arrive within {limit} s");
-                Err(Failure::new(Cause::Broken, message).into())
+                let message = format!("it did not arrive within {limit} s");
+                Err(Failure::new(Cause::Broken, message).about(key).into())
             }
         };
-        match found {
+        match found.map_err(|refusal| refusal.seen_by_client(name, key)) {
             Err(Refusal::Source(failure)) if failure.is_transient() => {
                 self.objects.outage.begin(&failure, self.objects.limits.outage);
                 self.kept(&subject, failure).await.map(Some)
@@ -157,8 +157,7 @@ impl Fetch {
         blocking(move || to.write(0, 0, &text)).await?;
         self.weights(subject, weights, &staging).await?;
         if self.objects.head(&subject.file(CONFIG), MAX_CONFIG).await? != *config {
-            let message = format!("{}: it has changed", subject.file(CONFIG));
-            return Err(Failure::new(Cause::Changed, message));
+            return Err(Failure::new(Cause::Changed, "it has changed").about(subject.file(CONFIG)));
         }
         let staging = Arc::into_inner(staging).ok_or_else(|| {
             Failure::new(Cause::Storage, "a write goes on after the last piece".to_owned())
@@ -210,9 +209,8 @@ impl Fetch {
                 (seen, since) = (Some(at), Instant::now());
                 subject.progress.advance(1);
             } else if since.elapsed() > patience {
-                let message =
-                    format!("another download of {} stands still at {at} bytes", subject.key);
-                return Err(Failure::new(Cause::Broken, message));
+                let message = format!("another download of it stands still at {at} bytes");
+                return Err(Failure::new(Cause::Broken, message).about(subject.key));
             }
             sleep(POLL).await;
         }
@@ -241,6 +239,20 @@ enum Refusal {
     Source(Failure),
     /// The adapter itself.
     Misfit(ResolveError),
+}
+
+impl Refusal {
+    /// A client is told of the name that it asked for, not of the operator's prefix.
+    fn seen_by_client(self, name: &str, key: &str) -> Self {
+        let Self::Source(failure) = self else { return self };
+        let Some(about) = &failure.about else { return Self::Source(failure) };
+        let file = about.strip_prefix(key).unwrap_or(about).trim_start_matches('/');
+        let shown = match file {
+            "" => format!("adapter {name:?}"),
+            file => format!("{file} of adapter {name:?}"),
+        };
+        Self::Source(failure.about(shown))
+    }
 }
 
 impl From<Failure> for Refusal {

@@ -83,8 +83,8 @@ impl Objects {
         if let Some(wanted) = &meta.md5
             && md5_of(&text) != *wanted
         {
-            let message = format!("{key}: it arrived with another MD5 than {wanted}, its ETag");
-            return Err(Failure::new(Cause::Damaged, message));
+            let message = format!("it arrived with another MD5 than {wanted}, its ETag");
+            return Err(Failure::new(Cause::Damaged, message).about(key));
         }
         Ok((meta, text))
     }
@@ -115,9 +115,9 @@ impl Objects {
 
     async fn get(&self, key: &str, options: GetOptions) -> Result<GetResult, Failure> {
         let path = Path::parse(key)
-            .map_err(|error| Failure::new(Cause::Missing, format!("{key}: {error}")))?;
+            .map_err(|error| Failure::new(Cause::Missing, error.to_string()).about(key))?;
         let answer = self.store.objects.get_opts(&path, options).await;
-        let answer = answer.map_err(|error| Failure::of(&error, key));
+        let answer = answer.map_err(|error| Failure::of(&error).about(key));
         if answer.as_ref().err().is_none_or(|failure| !failure.is_transient()) {
             self.outage.end();
         }
@@ -126,8 +126,7 @@ impl Objects {
 
     fn meta(&self, key: &str, answer: &GetResult) -> Result<Meta, Failure> {
         let Some(etag) = answer.meta.e_tag.clone() else {
-            let message = format!("{key}: the store names no ETag");
-            return Err(Failure::new(Cause::Invalid, message));
+            return Err(Failure::new(Cause::Invalid, "the store names no ETag").about(key));
         };
         let headers = answer.extensions.get::<Headers>();
         let header = |name: &str| headers.and_then(|Headers(headers)| headers.get(name));
@@ -192,7 +191,7 @@ impl Piece<'_> {
                 let answer = objects.get(key, options).await?;
                 // Some stores do not know If-Match.
                 if objects.meta(key, &answer)? != **pinned {
-                    return Err(Failure::new(Cause::Changed, format!("{key}: it has changed")));
+                    return Err(Failure::new(Cause::Changed, "it has changed").about(*key));
                 }
                 body.insert(Body::new(answer, range.end - range.start, &objects.limits))
             }
@@ -234,7 +233,7 @@ impl Body {
     /// The next bytes; `None` when all have come.
     async fn next(&mut self, key: &str) -> Result<Option<Bytes>, Failure> {
         let Self { len, done, in_window, .. } = *self;
-        let broken = |what: String| Err(Failure::new(Cause::Broken, format!("{key}: {what}")));
+        let broken = |what: String| Err(Failure::new(Cause::Broken, what).about(key));
         let bytes = match timeout_at(self.deadline, self.stream.next()).await {
             Ok(None) if done == len => return Ok(None),
             Ok(None) => return broken(format!("the answer ended at {done} of {len} bytes")),
@@ -292,5 +291,5 @@ fn stream(answer: GetResult) -> BoxStream<'static, object_store::Result<Bytes>> 
 }
 
 fn too_large(key: &str, len: u64, max: u64) -> Failure {
-    Failure::new(Cause::Invalid, format!("{key} has {len} bytes, the limit is {max}"))
+    Failure::new(Cause::Invalid, format!("it has {len} bytes, the limit is {max}")).about(key)
 }

@@ -41,7 +41,9 @@ impl Outage {
     pub(crate) fn begin(&self, failure: &Failure, pause: Duration) {
         if matches!(failure.cause, Cause::Unreachable | Cause::Overloaded) {
             let pause = failure.retry_after.unwrap_or(pause).min(MAX);
-            *self.state() = Some((Instant::now() + pause, failure.clone()));
+            // Whoever is told of it asked for something else.
+            let failure = Failure { about: None, ..failure.clone() };
+            *self.state() = Some((Instant::now() + pause, failure));
         }
     }
 

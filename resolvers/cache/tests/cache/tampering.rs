@@ -89,7 +89,7 @@ fn d6_a_file_that_may_not_be_read_is_fetched_anew() {
     let folder = tempfile::tempdir().unwrap();
     let (cache, entry) = published(folder.path());
     let path = entry.folder.join(WEIGHTS);
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     // The superuser reads it all the same.
     let readable = fs::read(&path).is_ok();
     assert_eq!(cache.latest("a").unwrap().is_some(), readable);

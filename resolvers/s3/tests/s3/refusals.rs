@@ -49,6 +49,8 @@ async fn s9_each_refusal_says_what_it_is() {
         let error = find(&resolver, "poet").await.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
         assert!(error.message.contains(part), "{part}: {error}");
+        assert!(error.message.contains("of adapter \"poet\""), "{error}");
+        assert!(!error.message.contains("loras"), "the prefix is the operator's: {error}");
         let is_denied = kind == ErrorKind::PermissionDenied;
         assert_eq!(error.code.as_deref() == Some("adapter_source_unauthorized"), is_denied);
         if waits {
