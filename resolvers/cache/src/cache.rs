@@ -181,15 +181,16 @@ impl Inner {
 
     /// Removes what processes left that ended before they were done.
     fn sweep(&self) -> Result<(), CacheError> {
-        let names = |folder: &str| {
-            let entries = fs::read_dir(self.folder(folder)).into_iter().flatten().flatten();
-            entries.filter_map(|entry| entry.file_name().into_string().ok())
-        };
-        for name in names("trash") {
+        for name in self.names("trash") {
             // Whatever stays is tried again at the next start.
             let _ = remove(&self.folder("trash").join(name));
         }
-        for name in names("locks").chain(names("staging")) {
+        self.sweep_downloads()
+    }
+
+    /// Removes downloads that nobody holds.
+    pub(crate) fn sweep_downloads(&self) -> Result<(), CacheError> {
+        for name in self.names("locks").chain(self.names("staging")) {
             let key = name.trim_end_matches(".ref");
             if !is_digest(key) {
                 continue;
@@ -204,5 +205,10 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    fn names(&self, folder: &str) -> impl Iterator<Item = String> + use<> {
+        let entries = fs::read_dir(self.folder(folder)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
     }
 }

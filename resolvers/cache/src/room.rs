@@ -26,6 +26,7 @@ impl Inner {
             let message = format!("{bytes} bytes never fit the cache's limit of {limit}");
             return Err(CacheError::new(CacheErrorKind::TooLarge, message));
         }
+        let mut is_swept = false;
         loop {
             let occupants = self.occupants();
             let held: u64 = occupants.iter().map(|occupant| occupant.bytes).sum();
@@ -33,7 +34,11 @@ impl Inner {
             if held + bytes <= limit {
                 return Ok(());
             }
-            if !self.evict_one(index)? {
+            // What ended processes left is in nobody's use.
+            if !is_swept {
+                self.sweep_downloads()?;
+                is_swept = true;
+            } else if !self.evict_one(index)? {
                 return Err(CacheError::new(
                     CacheErrorKind::Full,
                     format!(

@@ -53,6 +53,8 @@ impl Staging {
         let (files, written) = (Vec::new(), AtomicU64::new(0));
         let mut staging =
             Self { cache: cache.clone(), key, source, files, written, is_published: false, lock };
+        // A process that was ended may have left some.
+        staging.clear();
         loop {
             match staging.make(specs) {
                 Ok(()) => return Ok(staging),

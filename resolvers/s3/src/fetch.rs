@@ -83,11 +83,14 @@ impl Fetch {
             }
         };
         match found.map_err(|refusal| refusal.seen_by_client(name, key)) {
-            Err(Refusal::Source(failure)) if failure.is_transient() => {
+            Err(Refusal::Unasked(failure)) => {
                 self.objects.outage.begin(&failure, self.objects.limits.outage);
                 self.kept(&subject, failure).await.map(Some)
             }
-            Err(Refusal::Source(failure)) => Err(failure.into()),
+            Err(Refusal::Source(failure)) => {
+                self.objects.outage.begin(&failure, self.objects.limits.outage);
+                Err(failure.into())
+            }
             Err(Refusal::Misfit(error)) => Err(error),
             Ok(found) => Ok(found),
         }
@@ -95,7 +98,7 @@ impl Fetch {
 
     /// The adapter as the store has it, read again while it changes.
     async fn current(&self, subject: &Subject<'_>) -> Result<Option<Found>, Refusal> {
-        self.objects.outage.check()?;
+        self.objects.outage.check().map_err(Refusal::Unasked)?;
         let mut rounds = self.objects.limits.changes;
         loop {
             let Some(pinned) = self.pin(subject).await? else { return Ok(None) };
@@ -118,7 +121,7 @@ impl Fetch {
         let read = self.objects.read(&subject.file(CONFIG), MAX_CONFIG, subject.progress).await;
         let config = match read {
             Err(failure) if failure.cause == Cause::Missing => return Ok(None),
-            other => other?,
+            other => other.map_err(asking)?,
         };
         let base_model = fits(subject.name, &config.1, &self.base).map_err(Refusal::Misfit)?;
         let weights = match self.objects.head(&subject.file(WEIGHTS), self.max_bytes).await {
@@ -126,7 +129,7 @@ impl Fetch {
                 let reason = format!("adapter {:?} has no {WEIGHTS} yet", subject.name);
                 return Err(Refusal::Misfit(ResolveError::not_found(reason)));
             }
-            other => other?,
+            other => other.map_err(asking)?,
         };
         subject.progress.advance(1);
         Ok(Some(Pinned { config, weights, base_model }))
@@ -235,6 +238,8 @@ impl Fetch {
 /// Why there is no adapter.
 #[derive(Debug)]
 enum Refusal {
+    /// The store could not be asked what it has. Once it has said so, nothing older serves.
+    Unasked(Failure),
     /// The store or the cache.
     Source(Failure),
     /// The adapter itself.
@@ -244,20 +249,32 @@ enum Refusal {
 impl Refusal {
     /// A client is told of the name that it asked for, not of the operator's prefix.
     fn seen_by_client(self, name: &str, key: &str) -> Self {
-        let Self::Source(failure) = self else { return self };
-        let Some(about) = &failure.about else { return Self::Source(failure) };
+        let (failure, kind): (Failure, fn(Failure) -> Self) = match self {
+            Self::Misfit(_) => return self,
+            Self::Unasked(failure) => (failure, Self::Unasked),
+            Self::Source(failure) => (failure, Self::Source),
+        };
+        let Some(about) = &failure.about else { return kind(failure) };
         let file = about.strip_prefix(key).unwrap_or(about).trim_start_matches('/');
         let shown = match file {
             "" => format!("adapter {name:?}"),
             file => format!("{file} of adapter {name:?}"),
         };
-        Self::Source(failure.about(shown))
+        kind(failure.about(shown))
     }
 }
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         Self::Source(failure)
+    }
+}
+
+/// A failure to find out what the store has.
+fn asking(failure: Failure) -> Refusal {
+    match failure.cause {
+        Cause::Unreachable | Cause::Overloaded => Refusal::Unasked(failure),
+        _ => Refusal::Source(failure),
     }
 }
 

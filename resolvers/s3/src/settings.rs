@@ -94,7 +94,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            answer: Duration::from_secs(30),
+            // Four attempts fit the time that the host believes a call that gets nowhere.
+            answer: Duration::from_secs(10),
             progress_window: Duration::from_secs(10),
             progress_bytes: 64 << 10,
             total: Duration::from_secs(840),

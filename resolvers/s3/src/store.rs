@@ -42,16 +42,30 @@ fn s3(
     transport: Transport,
 ) -> Result<Store, ResolveError> {
     let mut builder = AmazonS3Builder::new();
-    let mut endpoint = "";
-    for (name, value) in vars.iter().filter(|(name, _)| name.starts_with("AWS_")) {
+    let set = |wanted: &str| {
+        vars.iter()
+            .find(|(name, value)| name == wanted && !value.is_empty())
+            .map(|(_, value)| value)
+    };
+    for (name, value) in vars {
         // Variables of other tools start so too.
-        if let Ok(key) = name.to_ascii_lowercase().parse() {
+        if name.starts_with("AWS_")
+            && !value.is_empty()
+            && let Ok(key) = name.to_ascii_lowercase().parse()
+        {
             builder = builder.with_config(key, value);
         }
-        let is_endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-        if is_endpoint.contains(&name.as_str()) && !value.is_empty() {
-            endpoint = value;
-        }
+    }
+    // Not echoed: it may hold a password.
+    let mut endpoint = String::new();
+    let names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+    if let Some((name, value)) = names.iter().find_map(|name| Some((name, set(name)?))) {
+        let url = reqwest::Url::parse(value).ok();
+        let url = url.filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+        let url = url.ok_or_else(|| {
+            ResolveError::invalid(format!("{name} is no http(s) address, such as http://host:9000"))
+        })?;
+        endpoint = format!("{}{}", url.origin().ascii_serialization(), url.path());
     }
     let built = builder
         .with_bucket_name(bucket)

@@ -56,6 +56,8 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn d3_a_process_that_is_killed_leaves_a_valid_cache() {
     let folder = tempfile::tempdir().unwrap();
+    // Another server of the same folder, which goes on.
+    let survivor = open(folder.path(), 2_500_000, Duration::ZERO);
     let mut left_behind = 0;
     for kill in 0..KILLS {
         let mut child = Command::new(env::current_exe().unwrap())
@@ -74,8 +76,18 @@ fn d3_a_process_that_is_killed_leaves_a_valid_cache() {
         std::thread::park_timeout(Duration::from_micros(kill * 7919 % 60_000));
         child.kill().unwrap();
         child.wait().unwrap();
-        left_behind += names(folder.path(), "staging").len();
+        let left = names(folder.path(), "staging");
+        left_behind += left.len();
         assert_whole(folder.path());
+        if kill % 2 == 0 {
+            // What was begun is begun anew by whoever wants it.
+            for source in
+                (0..40).filter(|source| left.contains(&hex(source.to_string().as_bytes())))
+            {
+                let entry = download(&survivor, &source.to_string(), &content(source)).unwrap();
+                assert_eq!(weights_of(&entry), content(source));
+            }
+        }
         let cache = open(folder.path(), 2_500_000, LONG);
         assert_tidy(folder.path());
         assert_whole(folder.path());

@@ -91,4 +91,8 @@ async fn settings_that_cannot_work_stop_the_start() {
         let error = make(settings).unwrap_err();
         assert!(error.message.contains(part), "{error}");
     }
+    let mut vars = world.bucket.vars();
+    vars[0].1 = "localhost:9000?password=x".into();
+    let error = crate::resolver(&vars, world.cache.path(), crate::limits(), json!({})).unwrap_err();
+    assert_eq!(error.message, "AWS_ENDPOINT_URL is no http(s) address, such as http://host:9000");
 }

@@ -111,6 +111,13 @@ async fn what_the_cache_has_serves_while_the_store_does_not() {
     assert_eq!(weights(&resolver, "poet").await, content);
     let error = find(&resolver, "other").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
+    // Once the store has said that it has another, the old one does not serve.
+    world.bucket.heal();
+    world.adapter("poet", 3, 3000);
+    world.bucket.pass(WEIGHTS);
+    world.bucket.fail(WEIGHTS, usize::MAX, Fault::Status(503, "SlowDown", Vec::new()));
+    let error = find(&resolver, "poet").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
     // A refusal is no outage: it is the store's answer.
     world.bucket.heal();
     world.bucket.fail("", usize::MAX, Fault::Status(403, "AccessDenied", Vec::new()));
