@@ -13,8 +13,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("core", &["loraplex-plugin-sdk", "loraplex-kernels"]),
     ("server", &["loraplex-core", "loraplex-hub-client"]),
+    ("resolvers/cache", &[]),
     ("resolvers/hub-client", &[]),
     ("resolvers/filesystem", &["loraplex-plugin-sdk"]),
+    ("resolvers/s3", &["loraplex-plugin-sdk", "loraplex-resolver-cache"]),
     ("resolvers/hf-hub", &["loraplex-plugin-sdk", "loraplex-hub-client"]),
 ];
 

@@ -11,6 +11,7 @@ mod lifecycle;
 mod misbehaving;
 mod numbers;
 mod resolving;
+mod s3;
 mod starts;
 mod state;
 
