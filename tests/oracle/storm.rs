@@ -39,8 +39,20 @@ struct Storm {
 async fn every_token_is_explained() {
     let seed = number("ORACLE_SEED", 1);
     let length = Duration::from_secs(number("ORACLE_SECONDS", 15));
-    // Less room for adapters than there are, and for blocks than all would like: evictions, preemptions.
-    let mut world = World::start(&["--max-loras", "5", "--max-lora-rank", "8"]).await;
+    // Less room for sequences, adapters and blocks than all would like: queues, evictions, preemptions.
+    let mut world = World::start(&[
+        "--max-num-seqs",
+        "48",
+        "--max-loras",
+        "5",
+        "--max-lora-rank",
+        "8",
+        "--max-model-len",
+        "256",
+        "--kv-cache-memory-bytes",
+        "1MiB",
+    ])
+    .await;
     let storm = Arc::new(Storm {
         client: world.client().clone(),
         operator: world.operator.clone(),
@@ -53,7 +65,6 @@ async fn every_token_is_explained() {
         world.operator.load(name, Way::SamePath).await;
     }
     let answers = rage(&storm, seed, length).await;
-    world.quiet().await;
 
     let changes = storm.history.changes();
     assert_eq!(unfinished(&changes), 0);
@@ -67,8 +78,14 @@ async fn every_token_is_explained() {
     }
     println!("seed {seed}, {} reloads: {tally:?}", storm.reloads.load(Ordering::Relaxed));
     tally.check();
-    assert!(world.metric("vllm:prefix_cache_hits_total").await > 0.0);
-    assert!(world.metric("loraplex:lora_pool_evictions_total").await > 0.0);
+    world.quiet().await;
+    for metric in [
+        "vllm:prefix_cache_hits_total",
+        "vllm:num_preemptions_total",
+        "loraplex:lora_pool_evictions_total",
+    ] {
+        assert!(world.metric(metric).await > 0.0, "{metric}: the storm was too small");
+    }
 
     let id = world.server.id().to_string();
     assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
@@ -120,11 +137,24 @@ async fn stream(storm: Arc<Storm>, index: usize, mut dice: Dice) -> Vec<Answer> 
     let mut answers = Vec::new();
     while !storm.over.load(Ordering::Relaxed) {
         let mut ask = random_ask(&mut dice);
+        // What an answer left in the cache is found by who goes on from it.
+        if let Some(last) = answers.last().filter(|_| dice.chance(35)) {
+            go_on(&mut ask, last);
+        }
         ask.id = format!("r{index}x{}", answers.len());
         answers.push(ask.send(&storm.client, &storm.history).await);
         storm.answers.fetch_add(1, Ordering::Relaxed);
     }
     answers
+}
+
+/// Makes `ask` the next turn after `last`.
+fn go_on(ask: &mut Ask, last: &Answer) {
+    let turn: Vec<u32> = last.ask.prompt.iter().chain(&last.tokens).copied().collect();
+    if turn.len() < 200 {
+        ask.model.clone_from(&last.ask.model);
+        ask.prompt = turn;
+    }
 }
 
 fn random_ask(dice: &mut Dice) -> Ask {
@@ -135,7 +165,8 @@ fn random_ask(dice: &mut Dice) -> Ask {
     };
     // Three families of prompts that all adapters and the base share, cut anywhere, some with an end of their own.
     let family = 1000 * (1 + dice.below(3) as u32);
-    let mut prompt: Vec<u32> = (family..family + 8 + dice.below(120) as u32).collect();
+    let length = if dice.chance(25) { 15 } else { 120 };
+    let mut prompt: Vec<u32> = (family..family + 1 + dice.below(length) as u32).collect();
     if dice.chance(50) {
         prompt.extend((0..dice.below(32)).map(|_| 5000 + dice.below(1000) as u32));
     }
