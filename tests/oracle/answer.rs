@@ -51,6 +51,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// As far as the client listened.
     pub(crate) tokens: Vec<u32>,
+    /// Prompt tokens whose KV was found; of whole answers alone.
+    pub(crate) cached: u64,
     pub(crate) spans: Option<Vec<Span>>,
     /// `None` where the client left.
     pub(crate) finish: Option<String>,
@@ -99,6 +101,7 @@ impl Ask {
             sent,
             ended: sent,
             tokens: Vec::new(),
+            cached: 0,
             spans: None,
             finish: None,
             error: String::new(),
@@ -110,6 +113,8 @@ impl Ask {
         } else {
             let body: Value = response.json().await.unwrap();
             answer.add(&body["choices"][0]);
+            let details = &body["usage"]["prompt_tokens_details"];
+            answer.cached = details["cached_tokens"].as_u64().unwrap_or(0);
         }
         answer.ended = history.now();
         answer

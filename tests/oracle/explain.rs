@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use loraplex_tests::oracle::{Label, Said};
 
 use crate::answer::{Answer, Span};
-use crate::history::{Change, NEVER};
+use crate::history::Change;
 
 /// All changes, by name.
 #[derive(Debug)]
@@ -169,9 +169,4 @@ fn check_spans(answer: &Answer, is_from: impl Fn(Option<u64>, u32) -> bool) -> R
         return Err(format!("spans of {end} tokens, there are {}", answer.tokens.len()));
     }
     Ok(())
-}
-
-/// Changes that never ended, which a finished run has none of.
-pub(crate) fn unfinished(changes: &[Change]) -> usize {
-    changes.iter().filter(|change| change.ended == NEVER).count()
 }

@@ -10,7 +10,7 @@ use loraplex_tests::oracle::{LABELS, Label};
 pub(crate) type Moment = u64;
 
 /// A moment that has not come.
-pub(crate) const NEVER: Moment = Moment::MAX;
+const NEVER: Moment = Moment::MAX;
 
 /// A change of a name: a load, or an unload where `label` is `None`.
 #[derive(Debug, Clone)]
@@ -21,6 +21,13 @@ pub(crate) struct Change {
     pub(crate) generation: Option<u64>,
     pub(crate) began: Moment,
     pub(crate) ended: Moment,
+}
+
+impl Change {
+    /// Whether the server has not answered yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.ended == NEVER
+    }
 }
 
 /// All changes so far, and the labels that are free.
@@ -56,19 +63,19 @@ impl History {
     /// A load of `name` begins, under a label that no name has.
     pub(crate) fn begin_load(&self, name: &str) -> (Ticket, Label) {
         let mut inner = self.inner();
-        let label = loop {
-            let label = inner.labels.pop_front().expect("there are more labels than names");
-            inner.labels.push_back(label);
-            if !inner.newest.values().any(|&taken| taken == label) {
-                break label;
-            }
-        };
+        let newest = &inner.newest;
+        let free = |label: &Label| !newest.values().any(|taken| taken == label);
+        let at = inner.labels.iter().position(free).expect("fewer than 99 names are loaded");
+        let label = inner.labels.remove(at).expect("it was found");
+        inner.labels.push_back(label);
         inner.newest.insert(name.to_owned(), label);
         (self.begin(inner, name, Some(label)), label)
     }
 
     pub(crate) fn begin_unload(&self, name: &str) -> Ticket {
-        self.begin(self.inner(), name, None)
+        let mut inner = self.inner();
+        inner.newest.remove(name);
+        self.begin(inner, name, None)
     }
 
     fn begin(&self, mut inner: MutexGuard<'_, Inner>, name: &str, label: Option<Label>) -> Ticket {

@@ -4,9 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod answer;
+mod clients;
 mod dice;
 mod explain;
 mod history;
 mod model;
+mod names;
+mod reloads;
+mod room;
 mod storm;
+mod versions;
 mod world;

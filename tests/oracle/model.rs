@@ -1,7 +1,6 @@
 //! The oracle itself: what it says about weights that stand still.
 
 use crate::answer::Ask;
-use crate::explain::Record;
 use crate::world::{Way, World};
 
 /// Every label is said as it is, over any length of context, at any rank.
@@ -13,11 +12,8 @@ async fn every_label_is_said_by_every_token() {
         let length = [1, 15, 16, 17, 300, 700][turn % 6];
         world.operator.load("a", Way::SamePath).await;
         for model in ["a", "base"] {
-            let answer = Ask::new(model, &prompt[..length], 4);
-            let answer = answer.send(world.client(), &world.operator.history).await;
-            let record = Record::new(world.operator.history.changes());
-            let explained = record.explain(&answer).unwrap_or_else(|reason| panic!("{reason}"));
-            assert_eq!((answer.tokens.len(), explained.mixed), (4, 0));
+            let answer = world.ask(Ask::new(model, &prompt[..length], 4)).await;
+            assert_eq!((answer.tokens.len(), world.explain(&answer).mixed), (4, 0));
         }
     }
     world.quiet().await;

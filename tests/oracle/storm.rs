@@ -11,9 +11,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::answer::{Answer, Ask, Leave};
 use crate::dice::Dice;
-use crate::explain::{Record, unfinished};
-use crate::history::History;
-use crate::world::{Operator, Way, World};
+use crate::explain::Record;
+use crate::history::{Change, History};
+use crate::world::{Operator, Way, World, number};
 
 const STREAMS: usize = 64;
 /// Always loaded, reloaded all the time.
@@ -67,7 +67,7 @@ async fn every_token_is_explained() {
     let answers = rage(&storm, seed, length).await;
 
     let changes = storm.history.changes();
-    assert_eq!(unfinished(&changes), 0);
+    assert!(!changes.iter().any(Change::is_open));
     let record = Record::new(changes);
     let mut tally = Tally::default();
     for answer in &answers {
@@ -93,15 +93,6 @@ async fn every_token_is_explained() {
     let log = world.server.logged();
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(!log.contains("panicked"), "{log}");
-}
-
-/// A number from the environment: the storm's length, or a seed to repeat.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a knob of the suite, no configuration of the product"
-)]
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
 /// Runs until the time is over and enough has happened.

@@ -1,15 +1,26 @@
 //! The server with the oracle's model, and the operator who changes its adapters.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use loraplex_tests::oracle::{AdapterFiles, Label, write_model};
 use loraplex_tests::{Client, ServerProcess};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::answer::{Answer, Ask};
+use crate::explain::{Explained, Record};
 use crate::history::History;
+
+/// A number from the environment: how much a test does, or a seed to repeat.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a knob of the suite, no configuration of the product"
+)]
+pub(crate) fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
 
 /// How weights reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +48,8 @@ pub(crate) struct Operator {
     pub(crate) history: Arc<History>,
     folder: PathBuf,
     folders: Arc<AtomicUsize>,
+    /// Names that have a folder of their own: what a name says is no file name.
+    named: Arc<Mutex<Vec<String>>>,
 }
 
 impl World {
@@ -56,12 +69,24 @@ impl World {
             history: Arc::new(History::new()),
             folder: folder.path().to_owned(),
             folders: Arc::default(),
+            named: Arc::default(),
         };
         Self { server, operator, _folder: folder }
     }
 
     pub(crate) fn client(&self) -> &Client {
         self.server.client()
+    }
+
+    /// Sends `ask`.
+    pub(crate) async fn ask(&self, ask: Ask) -> Answer {
+        ask.send(self.client(), &self.operator.history).await
+    }
+
+    /// What `answer` turned out to be; panics where nothing explains it.
+    pub(crate) fn explain(&self, answer: &Answer) -> Explained {
+        let record = Record::new(self.operator.history.changes());
+        record.explain(answer).unwrap_or_else(|reason| panic!("{reason}"))
     }
 
     /// The value of a metric, summed over its labels.
@@ -115,7 +140,7 @@ impl Operator {
         (way, files): (Way, &AdapterFiles),
     ) -> (u16, Value) {
         let path = match way {
-            Way::SamePath => self.folder.join(format!("same-{name}")),
+            Way::SamePath => self.folder.join(format!("same-{}", self.number_of(name))),
             _ => self.folder.join(format!("new-{}", self.folders.fetch_add(1, Ordering::Relaxed))),
         };
         files.write(&path);
@@ -128,6 +153,14 @@ impl Operator {
             std::fs::remove_dir_all(&path).unwrap();
         }
         answer
+    }
+
+    fn number_of(&self, name: &str) -> usize {
+        let mut named = self.named.lock().unwrap();
+        named.iter().position(|known| known == name).unwrap_or_else(|| {
+            named.push(name.to_owned());
+            named.len() - 1
+        })
     }
 
     async fn upload(&self, name: &str, label: Label, files: &AdapterFiles) -> (u16, Value) {
