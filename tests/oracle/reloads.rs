@@ -19,7 +19,7 @@ fn prompt(length: u32) -> Vec<u32> {
 #[tokio::test]
 async fn an_acknowledged_load_is_seen_by_every_later_request() {
     let world = World::start(&[]).await;
-    for turn in 0..300 {
+    for turn in 0..200 {
         let way = [Way::SamePath, Way::NewPath, Way::Upload][turn % 3];
         let generation = world.operator.load("a", way).await;
         let mut ask = Ask::new("a", &prompt(5), 1);
@@ -49,7 +49,7 @@ async fn a_reload_hides_its_own_prefixes_and_no_others() {
     for model in all {
         assert_eq!(cached(model).await, 0);
     }
-    for turn in 0..150 {
+    for turn in 0..100 {
         let way = [Way::SamePath, Way::Upload][turn % 2];
         world.operator.load("a", way).await;
         let found = [cached("a").await, cached("b").await, cached("base").await];

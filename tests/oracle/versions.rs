@@ -15,7 +15,9 @@ fn resident(process: u32) -> u64 {
 #[tokio::test]
 async fn a_thousand_versions_leave_no_memory_and_no_series_behind() {
     let versions = number("ORACLE_VERSIONS", 1000);
-    let world = World::start(&[]).await;
+    // A cache that the first hundred have written all over: its memory is touched as it is used.
+    let cache = ["--kv-cache-memory-bytes", "1MiB", "--max-model-len", "128"];
+    let world = World::start(&cache).await;
     let series = async || {
         let text = world.client().get("/metrics").await.text;
         text.lines().filter(|line| !line.starts_with('#')).count()
