@@ -38,7 +38,7 @@ async fn clients_that_leave_anywhere_leave_nothing_behind() {
     for name in ["a", "b"] {
         world.operator.load(name, Way::SamePath).await;
     }
-    for round in 0..6 {
+    for round in 0..6u32 {
         let leavers = (0..36).map(|index| leave(world.client(), EXITS[index % 6], index));
         let neighbours = (0..12).map(|index| {
             let prompt = vec![round; 5 + 20 * index];
@@ -49,6 +49,9 @@ async fn clients_that_leave_anywhere_leave_nothing_behind() {
             assert_eq!((answer.tokens.len(), world.explain(&answer).mixed), (30, 0));
         }
         world.quiet().await;
+        // Nobody has drawn to the end for a client that left.
+        let whole = world.metric("vllm:request_success_total{engine=\"0\",model_name=\"base\",finished_reason=\"length\"}").await;
+        assert_eq!(whole, 12.0 * f64::from(round + 1));
     }
 }
 
@@ -57,7 +60,7 @@ async fn leave(client: &Client, exit: Exit, index: usize) {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let body = json!({
         "model": (["a", "b", "base"][index % 3]), "prompt": vec![index; 1 + 17 * index],
-        "max_tokens": 400, "temperature": 0, "stream": true,
+        "max_tokens": 1000 - 17 * index, "temperature": 0, "stream": true,
     })
     .to_string();
     let head = format!(

@@ -89,7 +89,7 @@ impl World {
         record.explain(answer).unwrap_or_else(|reason| panic!("{reason}"))
     }
 
-    /// The value of a metric, summed over its labels.
+    /// The value of a metric, summed over the labels that the name does not choose.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.client().get("/metrics").await.text;
         let lines = text.lines().filter(|line| {

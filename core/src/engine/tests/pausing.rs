@@ -184,8 +184,8 @@ impl Trial {
             (self.stream, self.next) = (Some(self.engine.submit(request).unwrap()), FIRST + 1);
         }
         if model.frozen() {
-            // What it had drawn before it stood still, and then nothing.
-            while self.read_now() {}
+            // What it had drawn before it stood still; from then on there is nothing to read.
+            while !before.frozen() && self.read_now() {}
             return;
         }
         loop {
