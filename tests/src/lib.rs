@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod client;
+pub mod oracle;
 mod process;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,9 @@
 //! Whole steps with a scripted runner: what streams see, and that nothing is left behind.
 
+mod pausing;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use loraplex_kernels::{OpCounters, StepOutput};
 use tokio::runtime::Builder;
@@ -16,6 +19,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Debug, Default)]
 struct Counting {
     drawn: Vec<u32>,
+    /// How long a step takes.
+    pace: Duration,
 }
 
 impl Runner for Counting {
@@ -33,6 +38,7 @@ impl Runner for Counting {
     }
 
     fn collect(&mut self, out: &mut StepOutput) -> Result<()> {
+        std::thread::park_timeout(self.pace);
         out.clear();
         out.tokens.extend(&self.drawn);
         out.logprobs.resize(self.drawn.len(), f32::NAN);
@@ -49,15 +55,18 @@ impl Runner for Counting {
 }
 
 fn engine(max_waiting: usize) -> EngineHandle {
+    engine_of(Counting::default(), |options| options.scheduler.max_waiting = max_waiting)
+}
+
+fn engine_of(runner: Counting, change: impl FnOnce(&mut EngineOptions)) -> EngineHandle {
     let scheduler = SchedulerConfig {
         max_num_seqs: 2,
         max_num_batched_tokens: 8,
-        max_waiting,
         ..SchedulerConfig::default()
     };
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/smollm2/tokenizer");
     let tokenizer = Arc::new(Tokenizer::from_folder(folder.as_ref()).unwrap());
-    let options = EngineOptions {
+    let mut options = EngineOptions {
         scheduler,
         max_model_len: 64,
         vocab_size: 1000,
@@ -67,7 +76,8 @@ fn engine(max_waiting: usize) -> EngineHandle {
         adapter_pool: 100,
         metrics: Arc::new(Metrics::new("test", 1)),
     };
-    EngineHandle::start(Box::new(Counting::default()), tokenizer, options).unwrap()
+    change(&mut options);
+    EngineHandle::start(Box::new(runner), tokenizer, options).unwrap()
 }
 
 fn request(first: u32, max_tokens: u32) -> GenerateRequest {

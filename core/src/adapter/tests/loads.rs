@@ -136,12 +136,19 @@ async fn a_storm_of_reloads_ends_in_the_last_one_and_leaves_nothing() {
     manager.load(named("a", "poet")).await.unwrap();
     let pushes = (0..100).map(|turn| {
         let source = ["poet", "shout", "pirate"][turn % 3];
-        manager.load(LoadRequest::new(named("a", source)).in_place())
+        let load = manager.load(LoadRequest::new(named("a", source)).in_place());
+        let manager = &manager;
+        async move {
+            let generation = load.await.map(|loaded| loaded.adapter.generation);
+            // R5: what is replaced, what replaces it, and one that an answer may still hold.
+            assert!(manager.host_usage().0 <= 3, "{:?} in memory", manager.host_usage());
+            generation
+        }
     });
     let generations: Vec<u64> = futures::future::join_all(pushes)
         .await
         .into_iter()
-        .map(|loaded| loaded.unwrap().adapter.generation)
+        .map(|generation| generation.unwrap())
         .collect();
     let newest = *generations.iter().max().unwrap();
     assert_eq!(manager.get("a").await.unwrap().generation, newest);

@@ -1,0 +1,105 @@
+//! More wanted than there is room for: adapters (R7, R14) and blocks (Q3).
+
+use futures::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::answer::Ask;
+use crate::world::{Way, World};
+
+/// R7: who finds no room waits up to its deadline and is told to come back; who has room keeps it.
+#[tokio::test]
+async fn who_finds_no_room_is_refused_in_time_and_evicts_nobody() {
+    // Room for two: the labels' ranks are 2, 4 and 8 here.
+    let flags = ["--lora-pool-memory", "40KiB", "--lora-wait-timeout", "0.01"];
+    let world = World::start(&flags).await;
+    for name in ["a", "b", "c"] {
+        world.operator.load(name, Way::SamePath).await;
+    }
+    let limit = world.metric("loraplex:lora_pool_limit_bytes").await;
+    for round in 0..5 {
+        let holders = ["a", "b"].map(|name| {
+            let mut ask = Ask::new(name, &[round; 8], 900);
+            ask.follow = true;
+            world.ask(ask)
+        });
+        let late = async {
+            while world.metric("loraplex:lora_pool_adapters").await < 2.0 {
+                tokio::task::yield_now().await;
+            }
+            let refused = world.ask(Ask::new("c", &[round; 8], 4)).await;
+            assert!(world.metric("loraplex:lora_pool_bytes").await <= limit);
+            refused
+        };
+        let (held, refused) = futures::join!(join_all(holders), late);
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.error.contains("found no room on the device in time"), "{refused:?}");
+        for answer in &held {
+            assert_eq!((answer.tokens.len(), world.explain(answer).generations.len()), (900, 1));
+        }
+        // Once they have ended there is room, and theirs is needed again for the next round.
+        let served = world.ask(Ask::new("c", &[round; 8], 4)).await;
+        assert_eq!(world.explain(&served).generations.len(), 1);
+        for name in ["a", "b"] {
+            world.explain(&world.ask(Ask::new(name, &[round; 8], 1)).await);
+        }
+    }
+}
+
+/// R14: what comes back to the device is what was there before, to the last bit of every score.
+#[tokio::test]
+async fn an_evicted_adapter_comes_back_as_it_was() {
+    // Room for one, on the device and in host memory: the one that comes back is copied, and sometimes read again.
+    for flags in
+        [vec!["--lora-pool-memory", "40KiB"], vec!["--max-loras", "8", "--max-cpu-loras", "1"]]
+    {
+        let world = World::start(&flags).await;
+        let mut first = [Value::Null, Value::Null, Value::Null];
+        let names = ["a", "b", "c"];
+        for name in names {
+            world.operator.load(name, Way::SamePath).await;
+        }
+        for turn in 0..100 {
+            for (name, first) in names.iter().zip(&mut first) {
+                let body = json!({
+                    "model": name, "prompt": [1, 2, 3, turn], "max_tokens": 3, "temperature": 0,
+                    "logprobs": 3, "return_token_ids": true,
+                });
+                let answer = world.client().ok("/v1/completions", &body).await;
+                let choice = &answer["choices"][0];
+                let said = json!([choice["token_ids"], choice["logprobs"]]);
+                if first.is_null() {
+                    *first = said;
+                } else {
+                    assert_eq!(*first, said, "{name} in turn {turn}");
+                }
+            }
+        }
+    }
+}
+
+/// Q3: requests that want more than half of all blocks each take turns, and each gets its own tokens.
+#[tokio::test]
+async fn sixty_four_requests_for_sixty_percent_of_the_blocks_each_all_end() {
+    // 24 blocks of 16 tokens; each request fills 15 of them.
+    let world =
+        World::start(&["--kv-cache-memory-bytes", "192KiB", "--max-model-len", "256"]).await;
+    for name in ["a", "b", "c"] {
+        world.operator.load(name, Way::SamePath).await;
+    }
+    let asks = (0..64u32).map(|index| {
+        let model = ["base", "a", "b", "c"][index as usize % 4];
+        let prompt: Vec<u32> = (100 * index..100 * index + 60 + index).collect();
+        let tokens = 240 - prompt.len();
+        world.ask(Ask::new(model, &prompt, tokens))
+    });
+    for answer in join_all(asks).await {
+        let explained = world.explain(&answer);
+        assert_eq!((answer.finish.as_deref(), explained.mixed), (Some("length"), 0));
+        assert_eq!(answer.tokens.len() + answer.ask.prompt.len(), 240);
+    }
+    assert!(world.metric("vllm:num_preemptions_total").await > 0.0, "there was room for all");
+    world.quiet().await;
+    let reset = world.client().request(Method::POST, "/reset_prefix_cache").send().await.unwrap();
+    assert_eq!(reset.json::<Value>().await.unwrap()["success"], true);
+}
