@@ -131,8 +131,11 @@ pub fn plugin_dir() -> PathBuf {
     path
 }
 
-/// The binary beside the test's own, which cargo has built with it.
+/// The binary beside the test's own, which cargo has built with it, or the one that `LORAPLEX_SERVER` names.
 fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("LORAPLEX_SERVER") {
+        return PathBuf::from(path);
+    }
     let mut path = std::env::current_exe().unwrap();
     path.pop();
     if path.ends_with("deps") {
