@@ -106,7 +106,13 @@ impl From<CacheError> for Failure {
             CacheErrorKind::Damaged => Cause::Damaged,
             CacheErrorKind::Storage => Cause::Storage,
         };
-        Self::new(cause, error.message)
+        let next = match error.kind {
+            CacheErrorKind::Full | CacheErrorKind::TooLarge => {
+                "; LORA_RESOLVER_S3_CACHE_BYTES is the cache's limit, LORA_RESOLVER_S3_CACHE_DIR its folder"
+            }
+            _ => "",
+        };
+        Self::new(cause, format!("{}{next}", error.message))
     }
 }
 
