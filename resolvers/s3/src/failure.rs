@@ -93,8 +93,10 @@ impl Failure {
             last = error.to_string();
             link = error.source();
         }
-        let cause = if unreachable { Cause::Unreachable } else { Cause::Broken };
-        Self::new(cause, last)
+        match unreachable {
+            true => Self::new(Cause::Unreachable, format!("the store cannot be reached: {last}")),
+            false => Self::new(Cause::Broken, last),
+        }
     }
 }
 
