@@ -93,8 +93,10 @@ impl Failure {
             last = error.to_string();
             link = error.source();
         }
-        let cause = if unreachable { Cause::Unreachable } else { Cause::Broken };
-        Self::new(cause, last)
+        match unreachable {
+            true => Self::new(Cause::Unreachable, format!("the store cannot be reached: {last}")),
+            false => Self::new(Cause::Broken, last),
+        }
     }
 }
 
@@ -106,7 +108,13 @@ impl From<CacheError> for Failure {
             CacheErrorKind::Damaged => Cause::Damaged,
             CacheErrorKind::Storage => Cause::Storage,
         };
-        Self::new(cause, error.message)
+        let next = match error.kind {
+            CacheErrorKind::Full | CacheErrorKind::TooLarge => {
+                "; LORA_RESOLVER_S3_CACHE_BYTES is the cache's limit, LORA_RESOLVER_S3_CACHE_DIR its folder"
+            }
+            _ => "",
+        };
+        Self::new(cause, format!("{}{next}", error.message))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use loraplex_resolver_cache::{Cache, Entry};
 
+use crate::kill::hex;
 use crate::{CONFIG, LONG, WEIGHTS, assert_tidy, download, names, open, weights_of};
 
 /// What is done to an entry, with a folder outside of the cache that must stay as it is.
@@ -17,7 +18,7 @@ fn replace(path: &Path, with: impl FnOnce(&Path)) {
     with(path);
 }
 
-const TAMPERINGS: [Tampering; 17] = [
+const TAMPERINGS: [Tampering; 18] = [
     ("shorter", |entry, _| fs::write(entry.join(WEIGHTS), "weight").unwrap()),
     ("longer", |entry, _| fs::write(entry.join(WEIGHTS), "weights!").unwrap()),
     ("empty", |entry, _| fs::write(entry.join(WEIGHTS), "").unwrap()),
@@ -29,6 +30,14 @@ const TAMPERINGS: [Tampering; 17] = [
         let path = entry.join("manifest.json");
         let text = fs::read_to_string(&path).unwrap().replace("\"len\":7", "\"len\":8");
         fs::write(path, text).unwrap();
+    }),
+    ("another content, and a manifest that agrees", |entry, _| {
+        fs::write(entry.join(WEIGHTS), "weightz").unwrap();
+        let path = entry.join("manifest.json");
+        let text = fs::read_to_string(&path).unwrap();
+        let agreeing = text.replace(&hex(b"weights"), &hex(b"weightz"));
+        assert_ne!(agreeing, text);
+        fs::write(path, agreeing).unwrap();
     }),
     ("no JSON", |entry, _| fs::write(entry.join("manifest.json"), "{").unwrap()),
     ("a file more", |entry, _| fs::write(entry.join("adapter_model.bin"), "x").unwrap()),

@@ -63,6 +63,27 @@ async fn what_does_not_fit_says_so() {
 }
 
 #[tokio::test]
+async fn d1_a_cache_that_is_full_says_so_and_what_is_here_stays() {
+    let world = World::new().await;
+    let content = world.adapter("one", 1, 3000);
+    world.adapter("two", 2, 3000);
+    world.adapter("large", 3, 9000);
+    let resolver = world.resolver(json!({"s3_cache_bytes": 5000}));
+    assert_eq!(weights(&resolver, "one").await, content);
+    for (name, kind, part) in [
+        ("two", ErrorKind::Unavailable, "do not fit: the cache holds"),
+        ("large", ErrorKind::InvalidRequest, "never fit the cache's limit of 5000"),
+    ] {
+        let error = find(&resolver, name).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.message.contains(part), "{error}");
+        assert!(error.message.contains("LORA_RESOLVER_S3_CACHE_BYTES"), "{error}");
+        assert_eq!(crate::kept(world.cache.path()), (1, 0));
+    }
+    assert_eq!(weights(&resolver, "one").await, content);
+}
+
+#[tokio::test]
 async fn the_base_models_name_may_be_part_of_the_key() {
     let world = World::new().await;
     let adapter = Adapter::new("poet", BASE, 1);

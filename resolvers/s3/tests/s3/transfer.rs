@@ -210,6 +210,31 @@ async fn s6_an_adapter_that_changes_while_it_is_read_is_never_mixed() {
 }
 
 #[tokio::test]
+async fn s6_weights_that_change_alone_are_never_mixed() {
+    let mut world = World::new().await;
+    world.limits.piece = 1000;
+    world.limits.pieces = 1;
+    // Neither the store nor a digest notices: that leaves the ETags of the answers.
+    world.bucket.is_deaf_to_if_match(true);
+    let resolver = world.resolver(json!({"s3_verify_etag": false}));
+    for place in 0..6_usize {
+        put(&world, 1);
+        let (count, at) = (AtomicUsize::new(0), world.bucket.path("loras/poet").join(WEIGHTS));
+        let replace = move || {
+            if count.fetch_add(1, Ordering::Relaxed) == place {
+                bucket::put(&at, &[100 + place as u8; 3000]);
+            }
+        };
+        world.bucket.fail(WEIGHTS, ALWAYS, Fault::Before(Box::new(replace)));
+        let found = weights(&resolver, "poet").await;
+        world.bucket.heal();
+        assert!(found.iter().all(|byte| *byte == found[0]), "before request {place}");
+        // After the fourth nothing is asked any more.
+        assert_eq!(found[0], if place < 4 { 100 + place as u8 } else { 1 });
+    }
+}
+
+#[tokio::test]
 async fn s6_an_adapter_that_never_stays_is_given_up() {
     let world = World::new().await;
     put(&world, 1);

@@ -63,6 +63,7 @@ async fn s1_a_store_that_comes_back_is_used_again() {
     let resolver = crate::resolver(&vars, cache.path(), limits.clone(), json!({})).unwrap();
     let error = find(&resolver, "poet").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("the store cannot be reached: Connection refused"), "{error}");
     let world = World { bucket: Bucket::start_at(port).await, cache, limits };
     let content = world.adapter("poet", 1, 3000);
     let mut turns = 0;
