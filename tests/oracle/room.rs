@@ -24,7 +24,7 @@ async fn who_finds_no_room_is_refused_in_time_and_evicts_nobody() {
             world.ask(ask)
         });
         let late = async {
-            while world.metric("loraplex:lora_pool_adapters").await < 2.0 {
+            while world.metric("vllm:num_requests_running").await < 2.0 {
                 tokio::task::yield_now().await;
             }
             let refused = world.ask(Ask::new("c", &[round; 8], 4)).await;
