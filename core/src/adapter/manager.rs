@@ -473,6 +473,10 @@ impl AdapterManager {
         if is_full() {
             self.registry.evict(&name, || !is_full());
             self.release().await?;
+            // An answer is out before its step ends and its adapter is let go; that step has ended since.
+            if is_full() {
+                self.registry.evict(&name, || !is_full());
+            }
             if is_full() {
                 drop(room);
                 return Err(Error::exhausted(self.store.describe()));
