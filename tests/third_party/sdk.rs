@@ -45,28 +45,6 @@ const CHANGED: &[(&str, &str, &str)] = &[(
     "    /// New, and in front.\n    pub limit: u64,\n    /// Writes a line to the host's log.",
 )];
 
-/// A host of a few lines; it prints what a plugin answers.
-const HOST: &str = r#"
-use loraplex_plugin_sdk::abi::foreign::{ForeignResolver, SYMBOL};
-use loraplex_plugin_sdk::abi::{Declaration, HostServices};
-use loraplex_plugin_sdk::{LoraResolver, ResolverConfig};
-
-fn main() {
-    let file = std::env::args().nth(1).unwrap();
-    let library = Box::leak(Box::new(unsafe { libloading::Library::new(file) }.unwrap()));
-    let declaration = unsafe { &**library.get::<*const Declaration>(SYMBOL).unwrap() };
-    extern "C" fn log(_: u8, _: abi_stable::std_types::RStr<'_>, _: abi_stable::std_types::RStr<'_>, _: abi_stable::std_types::RStr<'_>) {}
-    let resolver =
-        ForeignResolver::open(declaration, &ResolverConfig::default(), HostServices { log }).unwrap();
-    futures::executor::block_on(async {
-        println!("{:?}", resolver.resolve_lora("base", "nobody").await.unwrap());
-        let found = resolver.resolve_lora("base", "absent").await.unwrap().unwrap();
-        println!("{} {:?}", found.path.display(), found.weight);
-        println!("{:?}", resolver.describe().await);
-    });
-}
-"#;
-
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -103,10 +81,7 @@ fn build(name: &str, changes: &[(&str, &str, &str)], host: bool) -> PathBuf {
     std::fs::write(folder.join("Cargo.toml"), workspace).unwrap();
     std::fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
     if host {
-        std::fs::create_dir_all(folder.join("host/src")).unwrap();
-        std::fs::write(folder.join("host/src/main.rs"), HOST).unwrap();
-        let manifest = "[package]\nname = \"host\"\nedition = \"2024\"\n\n[dependencies]\nabi_stable.workspace = true\nfutures.workspace = true\nlibloading.workspace = true\nloraplex-plugin-sdk.workspace = true\n";
-        std::fs::write(folder.join("host/Cargo.toml"), manifest).unwrap();
+        copy(&root().join("tests/third_party/host"), &folder.join("host"));
     }
     // Both tests build files of one name.
     static BUILDS: Mutex<()> = Mutex::new(());

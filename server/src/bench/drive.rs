@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::stats::Sample;
@@ -41,22 +43,25 @@ impl Target {
     /// Sends all of `plan`, and replaces the second adapter meanwhile if `mix` says so.
     pub async fn drive(&self, mix: Mix, plan: Vec<Planned>, bar: &ProgressBar) -> Outcome {
         let Mix::Reload(every) = mix else { return self.send(plan, bar).await };
+        let over = CancellationToken::new();
         let mut reloads = Vec::new();
         let mut errors = Vec::new();
         let replacing = async {
             let name = &self.adapters[1];
-            loop {
-                tokio::time::sleep(every).await;
+            // One that is under way when the last request ends is waited for.
+            while timeout(every, over.cancelled()).await.is_err() {
                 match self.client.reload(name).await {
                     Ok(took) => reloads.push(took),
                     Err(error) => errors.push(format!("{name} is not replaced: {error:#}")),
                 }
             }
         };
-        let mut outcome = tokio::select! {
-            outcome = self.send(plan, bar) => outcome,
-            never = replacing => never,
+        let sending = async {
+            let outcome = self.send(plan, bar).await;
+            over.cancel();
+            outcome
         };
+        let (mut outcome, ()) = tokio::join!(sending, replacing);
         outcome.reloads = reloads;
         outcome.errors.extend(errors);
         outcome
