@@ -9,6 +9,7 @@ struct GatedArgs {
     u32 out_stride;
     u32 ffn;
     u32 unused;
+    const u16* delta;  // like y, or null
 };
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -18,9 +19,9 @@ struct Raw {
     uint4 gate;
     uint4 up;
 
-    DEVICE void load(const GatedArgs& args, u32 row, u32 i, bool there) {
+    DEVICE void load(const GatedArgs& args, const u16* from, u32 row, u32 i, bool there) {
         int valid = there ? (int)(args.ffn - i) : 0;
-        const u16* y = args.y + (u64)row * args.y_stride + i;
+        const u16* y = from + (u64)row * args.y_stride + i;
         gate = load8_raw(y, valid);
         up = load8_raw(y + args.ffn, valid);
     }
@@ -48,10 +49,15 @@ struct Raw {
 KERNEL(256, 1) gated_mlp(const GatedArgs args) {
     u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
     if (i >= args.ffn) return;
-    float none[8] = {};
-    Raw raw;
-    raw.load(args, blockIdx.y, i, true);
-    raw.finish(args, blockIdx.y, i, none, none);
+    float gate[8] = {}, up[8] = {};
+    Raw raw, delta;
+    raw.load(args, args.y, blockIdx.y, i, true);
+    if (args.delta) {
+        delta.load(args, args.delta, blockIdx.y, i, true);
+        widen8(delta.gate, gate);
+        widen8(delta.up, up);
+    }
+    raw.finish(args, blockIdx.y, i, gate, up);
 }
 
 // Grid: columns / 128, tiles. A warp has 32 columns.
@@ -67,7 +73,7 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
         Raw raw[2];
 #pragma unroll
         for (u32 half = 0; half < 2; half++)
-            raw[half].load(args, row + g + 8 * half, i, g + 8 * half < rows && i < args.ffn);
+            raw[half].load(args, args.y, row + g + 8 * half, i, g + 8 * half < rows && i < args.ffn);
         float delta[2][4][4] = {};
         if (site) expand<2>(args.lora, site->parts, row, rows, column, args.ffn, delta);
 #pragma unroll

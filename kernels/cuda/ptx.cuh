@@ -59,6 +59,22 @@ DEVICE float cluster_load(const float* shared, u32 rank) {
 }
 #endif
 
+// A kernel that was launched early may start from here on; it waits for this one's end before it reads what this one
+// writes. Without such a kernel, and where the device knows none, these do nothing.
+DEVICE void let_dependents_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+DEVICE void wait_for_primary() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 DEVICE u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 
 // Four 8x8 matrices of 16-bit elements; lanes 8i .. 8i+7 hold the addresses of matrix i's rows.

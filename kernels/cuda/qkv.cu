@@ -23,6 +23,7 @@ struct QkvArgs {
     u32 d_padded;
     u32 block_size;
     float eps;
+    const u16* delta;  // like y, or null
 };
 
 // Which head of which part a block or warp makes.
@@ -75,10 +76,12 @@ KERNEL(128, 1) qkv(const QkvArgs args) {
     const u32 row = blockIdx.y * 4 + threadIdx.x / 32, first = blockIdx.x * args.d;
     if (row >= args.lora.rows) return;
     const u16* y = args.y + (u64)row * args.y_stride + first;
+    const u16* delta = args.delta ? args.delta + (u64)row * args.y_stride + first : 0;
     const float* bias = args.bias ? args.bias + first : 0;
     const Head head(args, blockIdx.x);
-    finish_row(args, head, row, args.positions[row], args.slots[row],
-               [=](u32 i) { return to_f32(y[i]) + (bias ? bias[i] : 0.0f); });
+    finish_row(args, head, row, args.positions[row], args.slots[row], [=](u32 i) {
+        return to_f32(y[i]) + (bias ? bias[i] : 0.0f) + (delta ? to_f32(delta[i]) : 0.0f);
+    });
 }
 
 // Grid: heads + 2 kv heads, tiles. A block makes 16 rows of one head at a time, in shared memory in f32.

@@ -14,6 +14,7 @@ struct ResidualArgs {
     float eps;
     u32 unused;
     const LoraSite* const* row_sites;  // the table of each row's adapter, or null; for `residual_norm_lora`
+    const u16* delta;                  // like y, or null
 };
 
 DEVICE void add4(float4& x, const float4& y) { x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w; }
@@ -107,6 +108,7 @@ DEVICE void norm_row(const ResidualArgs& args) {
             if (ADD) {
                 add4(x, widen4(*(const uint2*)(args.y + row + i)));
                 if (args.bias) add4(x, *(const float4*)(args.bias + i));
+                if (args.delta) add4(x, widen4(*(const uint2*)(args.delta + row + i)));
                 if (LORA && lora.part && i < args.width)
                     add4(x, k == 0 ? lora.columns<0>(h, i) : k == 1 ? lora.columns<1>(h, i) : lora.columns<2>(h, i));
                 *(float4*)(args.residual + row + i) = x;

@@ -6,6 +6,8 @@ struct ShrinkArgs {
     u32 x_stride;
     u32 inputs;  // rounded up to 8; what lies past the true number is zero
     u32 chunk;   // K of a split, a multiple of 256
+    u32 prefetch;
+    u32 widths[3];
     u32 unused;
 };
 
@@ -32,6 +34,16 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
     const LoraSite* site = site_of(lora, tile);
     const u32 first_lane = blockIdx.y * LORA_LANES;
     if (!site || first_lane >= site->lanes) return;
+    let_dependents_start();
+    if (args.prefetch) {
+        u32 blocks = (site->lanes + 15) / 16 * gridDim.z, own = blockIdx.z * ((site->lanes + 15) / 16) + blockIdx.y;
+        for (u32 p = 0; p < 3; p++) {
+            const LoraPart& part = site->parts[p];
+            u64 bytes = (u64)args.widths[p] * ((part.rank + 7) & ~7u) * 2;
+            for (u64 at = (u64)(own * 256 + threadIdx.x) * 128; at < bytes; at += (u64)blocks * 256 * 128)
+                prefetch_l2((const u8*)part.b + at);
+        }
+    }
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 share = args.chunk / 8;
     const u32 start = blockIdx.z * args.chunk + warp * share;

@@ -44,6 +44,7 @@ pub(super) struct Residual {
     pub(super) eps: f32,
     pub(super) unused: u32,
     pub(super) row_sites: u64,
+    pub(super) delta: u64,
 }
 
 /// `QkvArgs`.
@@ -69,6 +70,7 @@ pub(super) struct Qkv {
     pub(super) d_padded: u32,
     pub(super) block_size: u32,
     pub(super) eps: f32,
+    pub(super) delta: u64,
 }
 
 /// `GatedArgs`.
@@ -83,6 +85,7 @@ pub(super) struct Gated {
     pub(super) out_stride: u32,
     pub(super) ffn: u32,
     pub(super) unused: u32,
+    pub(super) delta: u64,
 }
 
 /// `ShrinkArgs`.
@@ -94,6 +97,20 @@ pub(super) struct Shrink {
     pub(super) x_stride: u32,
     pub(super) inputs: u32,
     pub(super) chunk: u32,
+    pub(super) prefetch: u32,
+    pub(super) widths: [u32; 3],
+    pub(super) unused: u32,
+}
+
+/// `ExpandArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Expand {
+    pub(super) lora: Lora,
+    pub(super) delta: u64,
+    pub(super) stride: u32,
+    pub(super) tiles: u32,
+    pub(super) widths: [u32; 3],
     pub(super) unused: u32,
 }
 
@@ -190,10 +207,11 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 104,
-    Qkv: 152,
-    Gated: 80,
-    Shrink: 64,
+    Residual: 112,
+    Qkv: 160,
+    Gated: 88,
+    Shrink: 80,
+    Expand: 72,
     Decode: 104,
     Prefill: 80,
     Gather: 32,

@@ -31,6 +31,7 @@ pub(super) struct Kernels {
     pub(super) gated_mlp_expand: CudaFunction,
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
+    pub(super) expand: CudaFunction,
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -83,6 +84,7 @@ impl Kernels {
             gated_mlp_expand: find("gated_mlp.cu", "gated_mlp_expand")?,
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
+            expand: find("expand.cu", "expand")?,
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,

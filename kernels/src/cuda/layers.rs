@@ -85,6 +85,7 @@ impl CudaBackend {
             eps,
             unused: 0,
             row_sites: 0,
+            delta: 0,
         })
     }
 
@@ -131,6 +132,7 @@ impl CudaBackend {
             d_padded: op.kv.d_padded as u32,
             block_size: op.kv.shape.block_size as u32,
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
+            delta: queued.delta,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
         let (kernel, tiles) = match queued.tiles {
@@ -150,6 +152,7 @@ impl CudaBackend {
         let queued = self.product(place, op.weight, x, &[width])?;
         args.lora = queued.lora;
         args.y = queued.y;
+        args.delta = queued.delta;
         args.bias = op.weight.bias();
         let norm = norm_shape(op.residual, rows)?;
         let (kernels, compute) = (&self.kernels, &self.gpu.compute);
@@ -202,6 +205,7 @@ impl CudaBackend {
             out_stride: op.out.stride as u32,
             ffn: ffn as u32,
             unused: 0,
+            delta: queued.delta,
         };
         let (kernel, shape) = match queued.tiles {
             0 => {

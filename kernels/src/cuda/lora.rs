@@ -3,8 +3,8 @@
 use super::CudaBackend;
 use super::error::check;
 use super::gemm::{Operands, Product};
-use super::gpu::Shape;
-use super::kernel_args::{Lora, Shrink};
+use super::gpu::{Shape, variant};
+use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
 use super::step::{LARGE_TILE, MOST_SMALL};
 use super::weights::{Linear, product_rows};
@@ -19,6 +19,10 @@ const CHUNK: usize = 256;
 const FEW_ROWS_CHUNK: usize = 1024;
 /// Most splits.
 const SPLITS: usize = 8;
+/// Columns of a block of the expand.
+const EXPAND_COLUMNS: usize = 256;
+/// Blocks of the expand for each multiprocessor.
+const EXPAND_BLOCKS: usize = 5;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;
 
@@ -39,6 +43,12 @@ pub(super) struct Queued {
     pub(super) lora: Lora,
     /// Tiles of the step; 0 where no adapter changes this site.
     pub(super) tiles: usize,
+    /// What LoRA adds, laid out like y; 0 where the consumer works it out, or nothing is added.
+    pub(super) delta: u64,
+}
+
+fn three(widths: &[usize]) -> [u32; 3] {
+    std::array::from_fn(|part| widths.get(part).map_or(0, |&width| width as u32))
 }
 
 impl CudaBackend {
@@ -60,13 +70,23 @@ impl CudaBackend {
         }
         let y = self.work.products.address();
         let lanes = self.step.lanes[place.site as usize];
+        let small = variant() & 1 != 0 && rows <= MOST_SMALL;
         let mut lora = Lora { rows: self.step.counts.rows as u32, ..Lora::default() };
         if lanes > 0 {
             self.count(place);
             self.reserve_lanes(lanes)?;
             lora = self.lora(place, inputs);
+            if small {
+                let most = most.min(MOST_SMALL);
+                if self.work.deltas.reserve(&self.gpu, most * outputs * 2, "LoRA's deltas")? {
+                    self.graphs.forget()?;
+                }
+            }
             self.gpu.fork()?;
-            self.shrink(lora, (x, inputs), lanes)?;
+            self.shrink(lora, (x, inputs), lanes, widths)?;
+            if small {
+                self.expand(lora, widths, outputs)?;
+            }
         }
         let product = Product { rows, inputs, outputs, wide: false };
         // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
@@ -74,8 +94,9 @@ impl CudaBackend {
         if lanes > 0 {
             self.gpu.join()?;
         }
-        let tiles = if lanes > 0 { self.step.counts.tiles } else { 0 };
-        Ok(Queued { y, y_stride: outputs, lora, tiles })
+        let tiles = if lanes > 0 && !small { self.step.counts.tiles } else { 0 };
+        let delta = if lanes > 0 && small { self.work.deltas.address() } else { 0 };
+        Ok(Queued { y, y_stride: outputs, lora, tiles, delta })
     }
 
     fn lora(&self, place: Place, inputs: usize) -> Lora {
@@ -96,7 +117,7 @@ impl CudaBackend {
     }
 
     /// Queues `h = scale * (x Aᵀ)` on the side stream.
-    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
+    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize, widths: &[usize]) -> Result<()> {
         let splits = lora.splits as usize;
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
@@ -108,11 +129,36 @@ impl CudaBackend {
             x_stride: inputs as u32,
             inputs: inputs as u32,
             chunk: chunk as u32,
+            prefetch: u32::from(variant() & 8 != 0 && self.step.counts.rows <= MOST_SMALL),
+            widths: three(widths),
             unused: 0,
         };
         // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
         // h has room for the splits (`reserve_lanes`); nothing else uses h between fork and join.
         unsafe { self.gpu.launch(kernel, &self.gpu.side, Shape::new(grid, 256), &args) }
+    }
+
+    /// Queues `delta = h Bᵀ` behind the shrink.
+    fn expand(&self, lora: Lora, widths: &[usize], outputs: usize) -> Result<()> {
+        let tiles = self.step.counts.tiles;
+        let columns: usize = widths.iter().map(|width| width.div_ceil(EXPAND_COLUMNS)).sum();
+        let turns = (EXPAND_BLOCKS * self.gpu.probe.multiprocessors).div_ceil(columns);
+        let args = Expand {
+            lora,
+            delta: self.work.deltas.address(),
+            stride: outputs as u32,
+            tiles: tiles as u32,
+            widths: three(widths),
+            unused: 0,
+        };
+        let shape = Shape::new([columns, tiles.min(turns), 1], 128);
+        // SAFETY: as for the shrink; the deltas have the step's rows.
+        unsafe {
+            if variant() & 4 != 0 {
+                return self.gpu.launch_early(&self.kernels.expand, &self.gpu.side, shape, &args);
+            }
+            self.gpu.launch(&self.kernels.expand, &self.gpu.side, shape, &args)
+        }
     }
 
     /// Makes room for the shrink of adapters with `lanes` lanes a site.
