@@ -9,6 +9,7 @@ struct GatedArgs {
     u32 out_stride;
     u32 ffn;
     u32 unused;
+    const u16* delta;  // like y, or null
 };
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -18,9 +19,9 @@ struct Raw {
     uint4 gate;
     uint4 up;
 
-    DEVICE void load(const GatedArgs& args, u32 row, u32 i, bool there) {
+    DEVICE void load(const GatedArgs& args, const u16* from, u32 row, u32 i, bool there) {
         int valid = there ? (int)(args.ffn - i) : 0;
-        const u16* y = args.y + (u64)row * args.y_stride + i;
+        const u16* y = from + (u64)row * args.y_stride + i;
         gate = load8_raw(y, valid);
         up = load8_raw(y + args.ffn, valid);
     }
@@ -48,13 +49,18 @@ struct Raw {
 KERNEL(256, 1) gated_mlp(const GatedArgs args) {
     u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
     if (i >= args.ffn) return;
-    float none[8] = {};
-    Raw raw;
-    raw.load(args, blockIdx.y, i, true);
-    raw.finish(args, blockIdx.y, i, none, none);
+    float gate[8] = {}, up[8] = {};
+    Raw raw, delta;
+    raw.load(args, args.y, blockIdx.y, i, true);
+    if (args.delta) {
+        delta.load(args, args.delta, blockIdx.y, i, true);
+        widen8(delta.gate, gate);
+        widen8(delta.up, up);
+    }
+    raw.finish(args, blockIdx.y, i, gate, up);
 }
 
-// Grid: columns / 128, tiles. A warp has 32 columns.
+// For many rows. Grid: columns / 128, tiles. A warp has 32 columns.
 KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
     const Tile tile = args.lora.tiles[blockIdx.y];
     const LoraSite* site = site_of(args.lora, tile);
@@ -62,25 +68,48 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
     const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
     const u32 i = column + q * 8;
     if (column >= args.ffn) return;
-    for (u32 from = 0; from < tile.rows; from += 16) {
-        u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
-        Raw raw[2];
+    const bool inside = i < args.ffn;
+    Raw raw[2];
 #pragma unroll
-        for (u32 half = 0; half < 2; half++)
-            raw[half].load(args, row + g + 8 * half, i, g + 8 * half < rows && i < args.ffn);
+    for (u32 half = 0; half < 2; half++) {
+        u32 r = g + 8 * half;
+        raw[half].load(args, args.y, tile.first_row + r, i, inside && r < tile.rows);
+    }
+    LoraPart parts[2] = {};
+    if (site) parts[0] = site->parts[0], parts[1] = site->parts[1];
+    // Most adapters have no further ranks.
+    FragmentsB b[2];
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) b[p].load(parts[p], 0, first_column(column), args.ffn);
+    for (u32 from = 0; from < tile.rows; from += 16) {
+        const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
         float delta[2][4][4] = {};
-        if (site) expand<2>(args.lora, site->parts, row, rows, column, args.ffn, delta);
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            if (!parts[p].rank) continue;
+            FragmentH h;
+            h.load(args.lora, parts[p], 0, row, rows);
+            multiply(h, b[p], delta[p]);
+            for (u32 k = 16; k < parts[p].rank; k += 16) {
+                FragmentsB more;
+                more.load(site->parts[p], k, first_column(column), args.ffn);
+                h.load(args.lora, parts[p], k, row, rows);
+                multiply(h, more, delta[p]);
+            }
+        }
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            u32 r = g + 8 * half;
-            if (r >= rows || i >= args.ffn) continue;
+            const u32 r = g + 8 * half;
             float gate[8], up[8];
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
                 gate[k] = delta[0][k / 2][2 * half + k % 2];
                 up[k] = delta[1][k / 2][2 * half + k % 2];
             }
-            raw[half].finish(args, row + r, i, gate, up);
+            const Raw own = raw[half];
+            // The next rows come while these are finished.
+            raw[half].load(args, args.y, row + r + 16, i, inside && from + r + 16 < tile.rows);
+            if (r < rows && inside) own.finish(args, row + r, i, gate, up);
         }
     }
 }

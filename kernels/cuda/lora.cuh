@@ -1,4 +1,4 @@
-// Segmented LoRA: who computes what for whom, and the expand that consumers of a product fold in.
+// Segmented LoRA: who computes what for whom, and the pieces of the expand.
 //
 // A step's rows are cut into tiles of up to 16 (or 64) neighbouring rows with the same adapter, or with none. An adapter is
 // one block of device memory whose table of sites holds plain addresses, so a captured graph serves any adapters.
@@ -29,12 +29,12 @@ struct Tile {
 
 struct Lora {
     const Tile* tiles;  // those past the last have no rows
-    float* h;          // [splits, rows, lane_stride]: what the shrink found, scaled
+    void* h;           // what the shrink found, scaled: f32 [splits, rows, lane_stride]; without splits bf16, one split
     u64 split_stride;  // elements from split to split
     u32 lane_stride;
     u32 splits;
     u32 site;  // layer * 4 + site
-    u32 rows;  // of the step, in a launch without tiles
+    u32 unused;
 };
 
 // What the tile's adapter does at this site, if anything.
@@ -48,7 +48,7 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
 // at once.
 template <int COUNT>
 DEVICE void sum_splits(const Lora& lora, u32 row, u32 lane, bool valid, float (&sum)[COUNT]) {
-    const float* h = lora.h + (u64)row * lora.lane_stride + lane;
+    const float* h = (const float*)lora.h + (u64)row * lora.lane_stride + lane;
 #pragma unroll
     for (u32 i = 0; i < COUNT; i++) sum[i] = 0.0f;
     for (u32 first = 0; first < lora.splits; first += 4) {
@@ -97,6 +97,7 @@ struct FragmentH {
     DEVICE void load(const Lora& lora, const LoraPart& part, u32 k, u32 row, u32 rows) {
         const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
         a[0] = a[1] = a[2] = a[3] = 0;
+        if (!lora.splits) return load_whole(lora, part, k, row, rows);
         if (k + 8 < stride) {
             float up[4], down[4];
             sum_splits(lora, row + g, part.lane + k + q * 4, g < rows, up);
@@ -113,33 +114,34 @@ struct FragmentH {
             a[1] = pack_bf16(down[0], down[1]);
         }
     }
+
+    // From bf16.
+    DEVICE void load_whole(const Lora& lora, const LoraPart& part, u32 k, u32 row, u32 rows) {
+        const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 r = g + 8 * half;
+            const u16* h = (const u16*)lora.h + (u64)(row + r) * lora.lane_stride + part.lane + k;
+            if (r >= rows || k >= stride) continue;
+            if (k + 8 < stride) {
+                uint2 ranks = *(const uint2*)(h + q * 4);
+                a[half] = ranks.x, a[2 + half] = ranks.y;
+            } else {
+                a[half] = *(const u32*)(h + q * 2);
+            }
+        }
+    }
 };
 
-// Adds h Bᵀ of `PARTS` neighbouring parts for `rows` (up to 16) rows from `row`, and for the warp's 32 columns from
-// `column` of each part's `width`.
-//
-// delta[p][j][e] of a lane belongs to row g and column 8 q + 2 j + e, delta[p][j][2 + e] to row g + 8: each lane holds
-// eight neighbouring columns of two rows. Loads of B, which come from far, start first.
-template <int PARTS>
-DEVICE void expand(const Lora& lora, const LoraPart* parts, u32 row, u32 rows, u32 column, u32 width,
-                   float (&delta)[PARTS][4][4]) {
+// delta += h Bᵀ for up to 16 rows and the 32 columns of `b`: delta[j][e] of a lane belongs to row g and column
+// 8 q + 2 j + e, delta[j][2 + e] to row g + 8, so each lane holds eight neighbouring columns of two rows.
+DEVICE void multiply(const FragmentH& h, const FragmentsB& b, float (&delta)[4][4]) {
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) mma16(delta[j], h.a[0], h.a[1], h.a[2], h.a[3], b.b[j].x, b.b[j].y);
+}
+
+// The lane's first column among 32 from `column` that `FragmentsB::load` takes.
+DEVICE u32 first_column(u32 column) {
     const u32 g = threadIdx.x % 32 / 4;
-    const u32 first = column + (g / 2) * 8 + (g & 1);
-    LoraPart own[PARTS];
-    u32 most = 0;
-#pragma unroll
-    for (u32 p = 0; p < PARTS; p++) own[p] = parts[p], most = max(most, own[p].rank);
-    for (u32 k = 0; k < most; k += 16) {
-        FragmentsB b[PARTS];
-        FragmentH h[PARTS];
-#pragma unroll
-        for (u32 p = 0; p < PARTS; p++) b[p].load(own[p], k, first, width);
-#pragma unroll
-        for (u32 p = 0; p < PARTS; p++) h[p].load(lora, own[p], k, row, rows);
-#pragma unroll
-        for (u32 p = 0; p < PARTS; p++)
-#pragma unroll
-            for (u32 j = 0; j < 4; j++)
-                mma16(delta[p][j], h[p].a[0], h[p].a[1], h[p].a[2], h[p].a[3], b[p].b[j].x, b[p].b[j].y);
-    }
+    return column + (g / 2) * 8 + (g & 1);
 }

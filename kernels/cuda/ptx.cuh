@@ -38,26 +38,21 @@ DEVICE void mma16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// A kernel that was launched early may start from here on; it waits for this one's end before it reads what this one
+// writes. Without such a kernel, and where the device knows none, these do nothing.
+DEVICE void let_dependents_start() {
 #if __CUDA_ARCH__ >= 900
-#define CLUSTERS 1
-#define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
-
-// All threads of the cluster's blocks arrive; what they wrote to shared memory before is seen after.
-DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// A float of block `rank`'s shared memory, at the place of the own `shared`.
-DEVICE float cluster_load(const float* shared, u32 rank) {
-    u32 address;
-    float x;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(address)
-        : "r"((u32)__cvta_generic_to_shared(shared)), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
-    return x;
-}
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+DEVICE void wait_for_primary() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 DEVICE u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 

@@ -1,11 +1,10 @@
 // Finishes the product [q, k, v]: bias, LoRA, norm over heads, rotation; q goes on, k and v go to the cache.
 
-#define MAX_HEAD 256
 #define NO_SLOT 0xffffffffu
 
 struct QkvArgs {
-    Lora lora;
     const u16* y;         // [rows, y_stride]
+    const u16* delta;     // like y: what LoRA adds, or null
     const float* bias;    // [(heads + 2 kv_heads) * d] or null
     const float* q_norm;  // [d] or null
     const float* k_norm;  // [d] or null
@@ -23,6 +22,8 @@ struct QkvArgs {
     u32 d_padded;
     u32 block_size;
     float eps;
+    u32 rows;
+    u32 unused;
 };
 
 // Which head of which part a block or warp makes.
@@ -73,56 +74,12 @@ DEVICE void finish_row(const QkvArgs& args, const Head& head, u32 row, u32 posit
 // Grid: heads + 2 kv heads, rows / 4. A warp makes a row of a head.
 KERNEL(128, 1) qkv(const QkvArgs args) {
     const u32 row = blockIdx.y * 4 + threadIdx.x / 32, first = blockIdx.x * args.d;
-    if (row >= args.lora.rows) return;
+    if (row >= args.rows) return;
     const u16* y = args.y + (u64)row * args.y_stride + first;
+    const u16* delta = args.delta ? args.delta + (u64)row * args.y_stride + first : 0;
     const float* bias = args.bias ? args.bias + first : 0;
     const Head head(args, blockIdx.x);
-    finish_row(args, head, row, args.positions[row], args.slots[row],
-               [=](u32 i) { return to_f32(y[i]) + (bias ? bias[i] : 0.0f); });
-}
-
-// Grid: heads + 2 kv heads, tiles. A block makes 16 rows of one head at a time, in shared memory in f32.
-KERNEL(128, 4) qkv_expand(const QkvArgs args) {
-    __shared__ float rows_of_head[16][MAX_HEAD + 4];
-    const Tile tile = args.lora.tiles[blockIdx.y];
-    const LoraSite* site = site_of(args.lora, tile);
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 d = args.d;
-    const Head head(args, blockIdx.x);
-    const u32 width = (head.part == 0 ? args.heads : args.kv_heads) * d;
-    for (u32 from = 0; from < tile.rows; from += 16) {
-        u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
-        for (u32 column = warp * 32; column < d; column += 128) {
-            const u32 i = column + q * 8;
-            uint4 y[2];
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 r = g + 8 * half;
-                int valid = r < rows ? (int)d - (int)i : 0;
-                y[half] = load8_raw(args.y + (u64)(row + r) * args.y_stride + blockIdx.x * d + i, valid);
-            }
-            float delta[1][4][4] = {};
-            if (site) expand<1>(args.lora, site->parts + head.part, row, rows, head.own * d + column, width, delta);
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 r = g + 8 * half;
-                if (r >= rows || i >= d) continue;
-                float v[8];
-                widen8(y[half], v);
-#pragma unroll
-                for (u32 k = 0; k < 8; k++) {
-                    if (i + k >= d) continue;
-                    float bias = args.bias ? args.bias[blockIdx.x * d + i + k] : 0.0f;
-                    rows_of_head[r][i + k] = v[k] + bias + delta[0][k / 2][2 * half + k % 2];
-                }
-            }
-        }
-        __syncthreads();
-        for (u32 r = warp; r < rows; r += 4) {
-            const float* t = rows_of_head[r];
-            finish_row(args, head, row + r, args.positions[row + r], args.slots[row + r],
-                       [=](u32 i) { return t[i]; });
-        }
-        __syncthreads();
-    }
+    finish_row(args, head, row, args.positions[row], args.slots[row], [=](u32 i) {
+        return to_f32(y[i]) + (bias ? bias[i] : 0.0f) + (delta ? to_f32(delta[i]) : 0.0f);
+    });
 }

@@ -23,8 +23,8 @@ DEVICE float scale_of(const LoraSite* site, u32 lane) {
     return scale;
 }
 
-// `GROUPS` times 16 rows share each load of A.
-template <u32 GROUPS>
+// `GROUPS` times 16 rows share each load of A, of which a lane has twice `AT_ONCE` under way.
+template <u32 GROUPS, u32 AT_ONCE>
 DEVICE void shrink_tile(const ShrinkArgs& args) {
     __shared__ float sums[8][GROUPS * 16][LORA_LANES];
     const Lora& lora = args.lora;
@@ -32,6 +32,7 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
     const LoraSite* site = site_of(lora, tile);
     const u32 first_lane = blockIdx.y * LORA_LANES;
     if (!site || first_lane >= site->lanes) return;
+    let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 share = args.chunk / 8;
     const u32 start = blockIdx.z * args.chunk + warp * share;
@@ -40,22 +41,31 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
     const u16* a = site->a + (u64)(first_lane + g) * args.inputs + q * 8;
     const u16* x = args.x + (u64)(tile.first_row + g) * args.x_stride + q * 8;
     float acc[GROUPS][2][4] = {};
-#pragma unroll 4
-    for (u32 k = start; k < end; k += 32) {
+#pragma unroll(4 / AT_ONCE)
+    for (u32 first = start; first < end; first += 32 * AT_ONCE) {
         // `inputs` is a multiple of 8, so a lane's eight elements are all there or all past the end.
-        bool inside = k + q * 8 < end;
-        uint4 a0 = load16_or_zero(a + k, inside && low);
-        uint4 a1 = load16_or_zero(a + (u64)8 * args.inputs + k, inside && high);
+        uint4 a0[AT_ONCE], a1[AT_ONCE];
 #pragma unroll
-        for (u32 group = 0; group < GROUPS; group++) {
-            u32 r = group * 16 + g;
-            const u16* row = x + (u64)(group * 16) * args.x_stride + k;
-            uint4 x0 = load16_or_zero(row, inside && r < tile.rows);
-            uint4 x1 = load16_or_zero(row + (u64)8 * args.x_stride, inside && r + 8 < tile.rows);
-            mma16(acc[group][0], x0.x, x1.x, x0.y, x1.y, a0.x, a0.y);
-            mma16(acc[group][0], x0.z, x1.z, x0.w, x1.w, a0.z, a0.w);
-            mma16(acc[group][1], x0.x, x1.x, x0.y, x1.y, a1.x, a1.y);
-            mma16(acc[group][1], x0.z, x1.z, x0.w, x1.w, a1.z, a1.w);
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            const u32 k = first + 32 * i;
+            a0[i] = load16_or_zero(a + k, k + q * 8 < end && low);
+            a1[i] = load16_or_zero(a + (u64)8 * args.inputs + k, k + q * 8 < end && high);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            const u32 k = first + 32 * i;
+            const bool inside = k + q * 8 < end;
+#pragma unroll
+            for (u32 group = 0; group < GROUPS; group++) {
+                u32 r = group * 16 + g;
+                const u16* row = x + (u64)(group * 16) * args.x_stride + k;
+                uint4 x0 = load16_or_zero(row, inside && r < tile.rows);
+                uint4 x1 = load16_or_zero(row + (u64)8 * args.x_stride, inside && r + 8 < tile.rows);
+                mma16(acc[group][0], x0.x, x1.x, x0.y, x1.y, a0[i].x, a0[i].y);
+                mma16(acc[group][0], x0.z, x1.z, x0.w, x1.w, a0[i].z, a0[i].w);
+                mma16(acc[group][1], x0.x, x1.x, x0.y, x1.y, a1[i].x, a1[i].y);
+                mma16(acc[group][1], x0.z, x1.z, x0.w, x1.w, a1[i].z, a1[i].w);
+            }
         }
     }
 #pragma unroll
@@ -69,19 +79,23 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
         }
     }
     __syncthreads();
-    float* h = lora.h + blockIdx.z * lora.split_stride;
     for (u32 i = threadIdx.x; i < GROUPS * 16 * LORA_LANES; i += 256) {
         u32 r = i / LORA_LANES, n = i % LORA_LANES, l = first_lane + n;
         if (r >= tile.rows || l >= site->lanes) continue;
         float sum = 0.0f;
 #pragma unroll
         for (u32 w = 0; w < 8; w++) sum += sums[w][r][n];
-        h[(u64)(tile.first_row + r) * lora.lane_stride + l] = sum * scale_of(site, l);
+        sum *= scale_of(site, l);
+        u64 at = (u64)(tile.first_row + r) * lora.lane_stride + l;
+        if (lora.splits)
+            ((float*)lora.h)[blockIdx.z * lora.split_stride + at] = sum;
+        else
+            ((u16*)lora.h)[at] = to_bf16(sum);
     }
 }
 
 // Tiles of up to 16 rows.
-KERNEL(256, 1) shrink16(const ShrinkArgs args) { shrink_tile<1>(args); }
+KERNEL(256, 3) shrink16(const ShrinkArgs args) { shrink_tile<1, 4>(args); }
 
 // Tiles of up to 64 rows.
-KERNEL(256, 1) shrink64(const ShrinkArgs args) { shrink_tile<4>(args); }
+KERNEL(256, 1) shrink64(const ShrinkArgs args) { shrink_tile<4, 1>(args); }

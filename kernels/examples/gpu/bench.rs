@@ -112,15 +112,21 @@ impl Bench {
 
     /// What the adapters of these sites cost, at a few batches.
     pub(crate) fn costs(&mut self) -> Result<()> {
-        for (batch, distinct) in [(1, 1), (8, 8), (32, 1), (32, 32), (64, 64)] {
-            let base = self.decode(batch, 0, DECODES)?;
-            let ms = self.decode(batch, distinct, DECODES)?;
-            println!(
-                "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms, {:+.3} ms, {:.3} of base",
-                ms - base,
-                base / ms
-            );
+        for cell in [(1, 1), (8, 8), (32, 1), (32, 32), (64, 64)] {
+            self.cost(cell)?;
         }
+        Ok(())
+    }
+
+    /// What they cost with `distinct` of them over `batch` rows.
+    pub(crate) fn cost(&mut self, (batch, distinct): (usize, usize)) -> Result<()> {
+        let base = self.decode(batch, 0, DECODES)?;
+        let ms = self.decode(batch, distinct, DECODES)?;
+        println!(
+            "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms, {:+.3} ms, {:.3} of base",
+            ms - base,
+            base / ms
+        );
         Ok(())
     }
 

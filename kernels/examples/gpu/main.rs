@@ -2,7 +2,7 @@
 //!
 //! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
 //! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
-//! for a profiler to look at. `gpu sites` tells what adapters of each site cost.
+//! for a profiler to look at. `gpu sites` tells what adapters of each site cost, `gpu decode ROWS/ADAPTERS …` what they cost in these cells.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 mod bench;
@@ -30,6 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?, &Site::ALL)?;
             std::fs::write(out, bench.run()?)?;
         }
+        ["decode", ref cells @ ..] => {
+            let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?, &Site::ALL)?;
+            for cell in cells {
+                let (batch, distinct) = cell.split_once('/').ok_or("a cell is ROWS/ADAPTERS")?;
+                bench.cost((batch.parse()?, distinct.parse()?))?;
+            }
+        }
         ["profile", batch, adapters] => {
             let mut bench = Bench::new(open(Vec::new())?, &Site::ALL)?;
             println!("{:.3} ms a step", bench.decode(batch.parse()?, adapters.parse()?, 6)?);
@@ -47,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         _ => println!(
-            "gpu bench OUT.json | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites"
+            "gpu bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites"
         ),
     }
     Ok(())

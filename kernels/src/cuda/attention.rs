@@ -77,7 +77,7 @@ impl CudaBackend {
                 window,
             };
             let shared = prefill_shared_bytes(HEAD_SIZES[variant]);
-            let shape = Shape { grid: [tiles, kv_heads, 1], threads: 128, shared };
+            let shape = Shape { shared, ..Shape::new([tiles, kv_heads, 1], 128) };
             let kernel = &self.kernels.prefill[variant];
             // SAFETY: as above; the tiles were sent before.
             unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };

@@ -36,12 +36,13 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 9] = sources![
+pub const SOURCES: [Source; 10] = sources![
     "embed.cu",
     "residual.cu",
     "qkv.cu",
     "gated_mlp.cu",
     "shrink.cu",
+    "expand.cu",
     "decode.cu",
     "prefill.cu",
     "sample.cu",

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaStream, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaStream, sys};
 
 use super::error::Context as _;
 use super::probe::Probe;
@@ -37,7 +37,7 @@ impl Debug for Gpu {
 /// The type is `repr(C)`, holds numbers alone, and has the layout of the kernel's parameter in `cuda/*.cu`.
 pub(super) unsafe trait KernelArgs: Copy {}
 
-/// How many blocks and threads run a kernel.
+/// How many blocks and threads run a kernel, and when.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     /// Blocks in x, y and z; none at all where one of them is 0.
@@ -45,11 +45,13 @@ pub(super) struct Shape {
     pub(super) threads: usize,
     /// Bytes of shared memory beside what the kernel declares.
     pub(super) shared: usize,
+    /// Starts, where the device can, while the kernel before it on the stream runs, and waits for its end by itself.
+    pub(super) early: bool,
 }
 
 impl Shape {
     pub(super) const fn new(grid: [usize; 3], threads: usize) -> Self {
-        Self { grid, threads, shared: 0 }
+        Self { grid, threads, shared: 0, early: false }
     }
 }
 
@@ -99,7 +101,8 @@ impl Gpu {
     ///
     /// `args` belongs to `function`; every address in it is null where the kernel allows that, or points to device
     /// memory of the size that the kernel reads or writes there for this grid; that memory lives until the kernel has
-    /// run, and nothing that runs at the same time on another stream writes to it.
+    /// run, and nothing that runs at the same time on another stream writes to it. What a kernel that starts early reads
+    /// before it waits was there before the kernel before it began.
     pub(super) unsafe fn launch<A: KernelArgs>(
         &self,
         function: &CudaFunction,
@@ -112,16 +115,28 @@ impl Gpu {
         }
         let [x, y, z] = shape.grid.map(|blocks| blocks as u32);
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
-        // SAFETY: the driver copies the parameter before it returns; the caller vouches for what it points to.
+        // SAFETY: the attribute is numbers, and its value the member that its name says. The driver copies attribute and
+        // parameter before it returns; the caller vouches for what the parameter points to.
         unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (x, y, z),
-                (shape.threads as u32, 1, 1),
-                shape.shared as u32,
-                stream.cu_stream(),
-                &mut parameters,
-            )
+            let mut attribute: sys::CUlaunchAttribute = std::mem::zeroed();
+            attribute.id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attribute.value.programmaticStreamSerializationAllowed = 1;
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: shape.threads as u32,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: shape.shared as u32,
+                hStream: stream.cu_stream(),
+                attrs: &raw mut attribute,
+                numAttrs: u32::from(shape.early && self.probe.capability.0 >= 9),
+            };
+            let none = std::ptr::null_mut();
+            sys::cuLaunchKernelEx(&config, function.cu_function(), parameters.as_mut_ptr(), none)
+                .result()
         }
         .during("launching a kernel")
     }

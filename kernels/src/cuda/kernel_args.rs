@@ -12,7 +12,7 @@ pub(super) struct Lora {
     pub(super) lane_stride: u32,
     pub(super) splits: u32,
     pub(super) site: u32,
-    pub(super) rows: u32,
+    pub(super) unused: u32,
 }
 
 /// `EmbedArgs`.
@@ -33,8 +33,8 @@ pub(super) struct Embed {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Residual {
-    pub(super) lora: Lora,
     pub(super) y: u64,
+    pub(super) delta: u64,
     pub(super) bias: u64,
     pub(super) residual: u64,
     pub(super) weight: u64,
@@ -43,15 +43,14 @@ pub(super) struct Residual {
     pub(super) width: u32,
     pub(super) eps: f32,
     pub(super) unused: u32,
-    pub(super) row_sites: u64,
 }
 
 /// `QkvArgs`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Qkv {
-    pub(super) lora: Lora,
     pub(super) y: u64,
+    pub(super) delta: u64,
     pub(super) bias: u64,
     pub(super) q_norm: u64,
     pub(super) k_norm: u64,
@@ -69,6 +68,8 @@ pub(super) struct Qkv {
     pub(super) d_padded: u32,
     pub(super) block_size: u32,
     pub(super) eps: f32,
+    pub(super) rows: u32,
+    pub(super) unused: u32,
 }
 
 /// `GatedArgs`.
@@ -83,6 +84,7 @@ pub(super) struct Gated {
     pub(super) out_stride: u32,
     pub(super) ffn: u32,
     pub(super) unused: u32,
+    pub(super) delta: u64,
 }
 
 /// `ShrinkArgs`.
@@ -94,6 +96,18 @@ pub(super) struct Shrink {
     pub(super) x_stride: u32,
     pub(super) inputs: u32,
     pub(super) chunk: u32,
+    pub(super) unused: u32,
+}
+
+/// `ExpandArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Expand {
+    pub(super) lora: Lora,
+    pub(super) delta: u64,
+    pub(super) stride: u32,
+    pub(super) tiles: u32,
+    pub(super) widths: [u32; 3],
     pub(super) unused: u32,
 }
 
@@ -190,10 +204,11 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 104,
-    Qkv: 152,
-    Gated: 80,
+    Residual: 64,
+    Qkv: 128,
+    Gated: 88,
     Shrink: 64,
+    Expand: 72,
     Decode: 104,
     Prefill: 80,
     Gather: 32,

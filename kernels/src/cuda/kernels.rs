@@ -21,16 +21,12 @@ pub(super) struct Kernels {
     pub(super) embed: CudaFunction,
     pub(super) rms_norm: CudaFunction,
     pub(super) residual_norm: CudaFunction,
-    pub(super) residual_norm_lora: CudaFunction,
-    /// Where blocks can form clusters.
-    pub(super) residual_norm_lora8: Option<CudaFunction>,
-    pub(super) residual_expand: CudaFunction,
     pub(super) qkv: CudaFunction,
-    pub(super) qkv_expand: CudaFunction,
     pub(super) gated_mlp: CudaFunction,
     pub(super) gated_mlp_expand: CudaFunction,
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
+    pub(super) expand: CudaFunction,
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -55,8 +51,6 @@ impl Kernels {
             modules.insert(compiled.name, module);
         }
         let find = |source: &str, kernel: &str| find(&modules, source, kernel);
-        let digits = arch.trim_matches(|c: char| !c.is_ascii_digit());
-        let clusters = digits.parse::<u32>().is_ok_and(|capability| capability >= 90);
         let prefill = |d: usize| {
             let kernel = find("prefill.cu", &format!("prefill{d}"))?;
             let shared = prefill_shared_bytes(d) as i32;
@@ -71,18 +65,12 @@ impl Kernels {
             embed: find("embed.cu", "embed")?,
             rms_norm: find("residual.cu", "rms_norm")?,
             residual_norm: find("residual.cu", "residual_norm")?,
-            residual_norm_lora: find("residual.cu", "residual_norm_lora")?,
-            residual_norm_lora8: match clusters {
-                true => Some(find("residual.cu", "residual_norm_lora8")?),
-                false => None,
-            },
-            residual_expand: find("residual.cu", "residual_expand")?,
             qkv: find("qkv.cu", "qkv")?,
-            qkv_expand: find("qkv.cu", "qkv_expand")?,
             gated_mlp: find("gated_mlp.cu", "gated_mlp")?,
             gated_mlp_expand: find("gated_mlp.cu", "gated_mlp_expand")?,
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
+            expand: find("expand.cu", "expand")?,
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,

@@ -3,28 +3,21 @@
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
-use super::kernel_args::{Embed, Gated, Lora, Qkv, Residual};
+use super::kernel_args::{Embed, Gated, Qkv, Residual};
 use super::lora::Place;
 use super::memory::padded;
-use super::step::MOST_SMALL;
 use super::weights::{Buffer, Linear, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
 use crate::backend::BufferKind::{Operand, Residual as ResidualKind};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
-/// Columns of a block of the expanding kernels.
+/// Columns of a block of `gated_mlp_expand`.
 const EXPAND_COLUMNS: usize = 128;
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
 /// Most columns of a norm: what 1024 threads keep in registers.
 const NORM_COLUMNS: usize = 16 * 1024;
-/// Most columns and the largest rank of `residual_norm_lora`.
-const ROW_LORA_COLUMNS: usize = 16 * 512;
-const ROW_LORA_RANK: usize = 64;
-/// Blocks a row of `residual_norm_lora8`, and most rows that it is used for: with more, a block a row fills the device.
-const CLUSTER: usize = 8;
-const CLUSTER_ROWS: usize = 64;
 /// Rows from which on a norm's blocks are small.
 const MANY_ROWS: usize = 512;
 /// Rows of a block of `qkv`.
@@ -74,8 +67,8 @@ impl CudaBackend {
         let (rows, width) = (self.step.counts.rows, residual.width);
         check("norm", width, weight.len)?;
         Ok(Residual {
-            lora: Lora::default(),
             y: 0,
+            delta: 0,
             bias: 0,
             residual: residual.of(ResidualKind, rows, width)?,
             weight: weight.block.address(),
@@ -84,7 +77,6 @@ impl CudaBackend {
             width: width as u32,
             eps,
             unused: 0,
-            row_sites: 0,
         })
     }
 
@@ -112,8 +104,8 @@ impl CudaBackend {
         let queued = self.product(place, op.weight, x, &[q_width, kv_width, kv_width])?;
         let places = self.step.counts.places();
         let args = Qkv {
-            lora: queued.lora,
             y: queued.y,
+            delta: queued.delta,
             bias: op.weight.bias(),
             q_norm: op.norm.as_ref().map_or(0, |norm| norm.q.block.address()),
             k_norm: op.norm.as_ref().map_or(0, |norm| norm.k.block.address()),
@@ -131,15 +123,13 @@ impl CudaBackend {
             d_padded: op.kv.d_padded as u32,
             block_size: op.kv.shape.block_size as u32,
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
+            rows: rows as u32,
+            unused: 0,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let (kernel, tiles) = match queued.tiles {
-            0 => (&self.kernels.qkv, rows.div_ceil(QKV_ROWS)),
-            tiles => (&self.kernels.qkv_expand, tiles),
-        };
-        let shape = Shape::new([heads, tiles, 1], 128);
+        let shape = Shape::new([heads, rows.div_ceil(QKV_ROWS), 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
-        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
+        unsafe { self.gpu.launch(&self.kernels.qkv, &self.gpu.compute, shape, &args) }
     }
 
     pub(super) fn run_project(&mut self, op: ProjectOp<'_, Self>) -> Result<()> {
@@ -148,43 +138,12 @@ impl CudaBackend {
         let mut args = self.residual_args((op.residual, op.norm, op.normed), op.eps)?;
         let place = Place { layer: op.layer, site: op.site };
         let queued = self.product(place, op.weight, x, &[width])?;
-        args.lora = queued.lora;
         args.y = queued.y;
+        args.delta = queued.delta;
         args.bias = op.weight.bias();
-        let norm = norm_shape(op.residual, rows)?;
-        let (kernels, compute) = (&self.kernels, &self.gpu.compute);
+        let shape = norm_shape(op.residual, rows)?;
         // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
-        unsafe {
-            if queued.tiles == 0 {
-                return self.gpu.launch(&kernels.residual_norm, compute, norm, &args);
-            }
-            if let Some(shape) = self.row_lora_shape(op.residual, self.step.lanes[op.site as usize])
-            {
-                args.row_sites = self.meta(self.step.counts.places().row_sites);
-                if let Some(kernel) = &kernels.residual_norm_lora8
-                    && rows <= CLUSTER_ROWS
-                {
-                    let threads = op.residual.stride.div_ceil(4 * CLUSTER).next_multiple_of(32);
-                    let shape = Shape::new([CLUSTER * rows, 1, 1], threads);
-                    return self.gpu.launch(kernel, compute, shape, &args);
-                }
-                return self.gpu.launch(&kernels.residual_norm_lora, compute, shape, &args);
-            }
-            let expand = Shape::new([width.div_ceil(EXPAND_COLUMNS), queued.tiles, 1], 128);
-            self.gpu.launch(&kernels.residual_expand, compute, expand, &args)?;
-            self.gpu.launch(&kernels.rms_norm, compute, norm, &args)
-        }
-    }
-
-    /// How `residual_norm_lora` runs, if it can: with few rows, narrow enough, and ranks that are not too large.
-    fn row_lora_shape(&self, residual: &Buffer, lanes: usize) -> Option<Shape> {
-        let rows = self.step.counts.rows;
-        let fits = rows <= MOST_SMALL
-            && residual.stride <= ROW_LORA_COLUMNS
-            && residual.width.is_multiple_of(4)
-            && lanes <= ROW_LORA_RANK;
-        let threads = residual.stride.div_ceil(8).next_multiple_of(32).clamp(128, 512);
-        fits.then(|| Shape::new([rows, 1, 1], threads))
+        unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
@@ -202,6 +161,7 @@ impl CudaBackend {
             out_stride: op.out.stride as u32,
             ffn: ffn as u32,
             unused: 0,
+            delta: queued.delta,
         };
         let (kernel, shape) = match queued.tiles {
             0 => {

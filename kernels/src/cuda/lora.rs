@@ -4,7 +4,7 @@ use super::CudaBackend;
 use super::error::check;
 use super::gemm::{Operands, Product};
 use super::gpu::Shape;
-use super::kernel_args::{Lora, Shrink};
+use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
 use super::step::{LARGE_TILE, MOST_SMALL};
 use super::weights::{Linear, product_rows};
@@ -19,6 +19,14 @@ const CHUNK: usize = 256;
 const FEW_ROWS_CHUNK: usize = 1024;
 /// Most splits.
 const SPLITS: usize = 8;
+/// Columns of a block of the expand.
+const EXPAND_COLUMNS: usize = 256;
+/// Blocks of the expand for each multiprocessor.
+const EXPAND_BLOCKS: usize = 5;
+/// Blocks of the shrink that a multiprocessor holds, and how many tiles are reckoned with: blocks of a second wave would
+/// take as long as all others together.
+const SHRINK_BLOCKS: usize = 3;
+const USUAL_TILES: usize = 64;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;
 
@@ -35,10 +43,16 @@ pub(super) struct Queued {
     /// `[rows, y_stride]` in bf16, without bias and LoRA.
     pub(super) y: u64,
     pub(super) y_stride: usize,
-    /// How its consumer finds the LoRA's part.
-    pub(super) lora: Lora,
-    /// Tiles of the step; 0 where no adapter changes this site.
+    /// What LoRA adds, laid out like y; 0 where it adds nothing or the consumer works it out.
+    pub(super) delta: u64,
+    /// Tiles of the step if the consumer is to work it out, else 0; and how.
     pub(super) tiles: usize,
+    pub(super) lora: Lora,
+}
+
+/// Widths of the parts as kernels take them.
+fn three(widths: &[usize]) -> [u32; 3] {
+    std::array::from_fn(|part| widths.get(part).map_or(0, |&width| width as u32))
 }
 
 impl CudaBackend {
@@ -60,13 +74,25 @@ impl CudaBackend {
         }
         let y = self.work.products.address();
         let lanes = self.step.lanes[place.site as usize];
-        let mut lora = Lora { rows: self.step.counts.rows as u32, ..Lora::default() };
+        // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
+        let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
+        let mut queued = Queued { y, y_stride: outputs, lora: Lora::default(), tiles: 0, delta: 0 };
         if lanes > 0 {
             self.count(place);
             self.reserve_lanes(lanes)?;
-            lora = self.lora(place, inputs);
+            queued.lora = self.lora(place, inputs);
             self.gpu.fork()?;
-            self.shrink(lora, (x, inputs), lanes)?;
+            self.shrink(queued.lora, (x, inputs), lanes)?;
+            if fused {
+                queued.tiles = self.step.counts.tiles;
+            } else {
+                let most = if place.site == Site::GateUp { most.min(MOST_SMALL) } else { most };
+                if self.work.deltas.reserve(&self.gpu, most * outputs * 2, "LoRA's deltas")? {
+                    self.graphs.forget()?;
+                }
+                queued.delta = self.work.deltas.address();
+                self.expand(queued.lora, widths, outputs)?;
+            }
         }
         let product = Product { rows, inputs, outputs, wide: false };
         // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
@@ -74,16 +100,22 @@ impl CudaBackend {
         if lanes > 0 {
             self.gpu.join()?;
         }
-        let tiles = if lanes > 0 { self.step.counts.tiles } else { 0 };
-        Ok(Queued { y, y_stride: outputs, lora, tiles })
+        Ok(queued)
     }
 
     fn lora(&self, place: Place, inputs: usize) -> Lora {
         let places = self.step.counts.places();
         let meta = |words: usize| self.work.meta.address() + 4 * words as u64;
         let rows = self.step.counts.rows;
-        let splits =
-            if rows <= MOST_SMALL { (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS) } else { 1 };
+        let splits = if rows <= MOST_SMALL {
+            let blocks =
+                rows.min(USUAL_TILES) * self.step.lanes[place.site as usize].div_ceil(BLOCK_LANES);
+            let room = SHRINK_BLOCKS * self.gpu.probe.multiprocessors / blocks;
+            let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);
+            most.min(1 << room.max(1).ilog2())
+        } else {
+            0
+        };
         Lora {
             tiles: meta(places.tiles),
             h: self.work.shrunk.address(),
@@ -91,13 +123,13 @@ impl CudaBackend {
             lane_stride: self.work.lanes as u32,
             splits: splits as u32,
             site: place.site.slot(place.layer) as u32,
-            rows: rows as u32,
+            unused: 0,
         }
     }
 
     /// Queues `h = scale * (x Aᵀ)` on the side stream.
     fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
-        let splits = lora.splits as usize;
+        let splits = lora.splits.max(1) as usize;
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
         let large = self.step.tile_rows() == LARGE_TILE;
@@ -113,6 +145,27 @@ impl CudaBackend {
         // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
         // h has room for the splits (`reserve_lanes`); nothing else uses h between fork and join.
         unsafe { self.gpu.launch(kernel, &self.gpu.side, Shape::new(grid, 256), &args) }
+    }
+
+    /// Queues `delta = h Bᵀ` behind the shrink.
+    fn expand(&self, lora: Lora, widths: &[usize], outputs: usize) -> Result<()> {
+        let tiles = self.step.counts.tiles;
+        let columns: usize = widths.iter().map(|width| width.div_ceil(EXPAND_COLUMNS)).sum();
+        // All blocks at once: those of a second wave would take as long as all others together.
+        let turns = EXPAND_BLOCKS * self.gpu.probe.multiprocessors / columns;
+        let args = Expand {
+            lora,
+            delta: self.work.deltas.address(),
+            stride: outputs as u32,
+            tiles: tiles as u32,
+            widths: three(widths),
+            unused: 0,
+        };
+        // It begins with B, which has been there for long.
+        let grid = [columns, tiles.min(turns.max(1)), 1];
+        let shape = Shape { early: true, ..Shape::new(grid, 128) };
+        // SAFETY: as for the shrink, whose h the kernel waits for; the deltas have the step's rows.
+        unsafe { self.gpu.launch(&self.kernels.expand, &self.gpu.side, shape, &args) }
     }
 
     /// Makes room for the shrink of adapters with `lanes` lanes a site.

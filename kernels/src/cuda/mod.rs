@@ -124,6 +124,8 @@ struct Work {
     meta: Workspace,
     /// Products before their epilogue, bf16.
     products: Workspace,
+    /// What LoRA adds to products where rows are few, bf16.
+    deltas: Workspace,
     /// Results of the shrink, f32, with `lanes` to a row.
     shrunk: Workspace,
     lanes: usize,

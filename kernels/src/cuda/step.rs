@@ -45,29 +45,20 @@ pub(super) struct Places {
     pub(super) positions: usize,
     pub(super) slots: usize,
     pub(super) tiles: usize,
-    /// Address of each row's table of sites, or 0; with LoRA and few rows.
-    pub(super) row_sites: usize,
     pub(super) items: usize,
     pub(super) block_tables: usize,
 }
 
 impl Counts {
-    /// Rows that come with their adapter's address.
-    const fn row_sites(&self) -> usize {
-        if self.tiles > 0 && self.rows <= MOST_SMALL { self.rows } else { 0 }
-    }
-
     pub(super) const fn places(&self) -> Places {
         // Tiles hold addresses and items are read as vectors: both start at a multiple of 16 bytes.
         let tiles = (3 * self.rows).next_multiple_of(4);
-        let row_sites = tiles + self.tiles * TILE_WORDS;
-        let items = row_sites + (2 * self.row_sites()).next_multiple_of(4);
+        let items = tiles + self.tiles * TILE_WORDS;
         Places {
             tokens: 0,
             positions: self.rows,
             slots: 2 * self.rows,
             tiles,
-            row_sites,
             items,
             block_tables: items + self.items * ITEM_WORDS,
         }
@@ -213,16 +204,6 @@ impl StepState {
             part[values.len()..].fill(rest);
         }
         copy(&mut self.words[places.tiles..], self.tiles.as_flattened());
-        if self.counts.row_sites() > 0 {
-            for segment in &self.lora {
-                let table = segment.adapter.table();
-                let first = places.row_sites + 2 * segment.first;
-                let sites = &mut self.words[first..first + 2 * segment.rows];
-                for site in sites.as_chunks_mut().0 {
-                    *site = [table as u32, (table >> 32) as u32];
-                }
-            }
-        }
         copy(&mut self.words[places.items..], self.items.as_flattened());
         self.words.extend_from_slice(&self.block_tables);
         &self.words

@@ -5,9 +5,16 @@ use crate::naive::LogProbs;
 use crate::run::{Outputs, RowOutput};
 use crate::world::World;
 
-/// Log-probabilities differ by at most `tolerance` of their row's spread, the standard deviation, and by a fifth of
-/// that in root mean square over all rows: rounding errors have outliers, wrong formulas are wrong everywhere.
-pub(crate) fn assert_close(name: &str, expected: &LogProbs, found: &Outputs, tolerance: f64) {
+/// How far log-probabilities may be off, in shares of their row's spread, the standard deviation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tolerance {
+    /// Any of them.
+    pub(crate) most: f64,
+    /// In root mean square over all rows: rounding errors have outliers, wrong formulas are wrong everywhere.
+    pub(crate) root: f64,
+}
+
+pub(crate) fn assert_close(name: &str, expected: &LogProbs, found: &Outputs, tolerance: Tolerance) {
     assert!(expected.keys().eq(found.keys()), "{name}: other rows");
     let (mut squares, mut values) = (0.0, 0);
     for (place, expected) in expected {
@@ -17,16 +24,17 @@ pub(crate) fn assert_close(name: &str, expected: &LogProbs, found: &Outputs, tol
         for (token, (expected, &found)) in expected.iter().zip(&found[place].logprobs).enumerate() {
             let difference = (expected - f64::from(found)).abs() / spread;
             assert!(
-                difference <= tolerance,
+                difference <= tolerance.most,
                 "{name}: sequence and position {place:?}, token {token}: expected {expected}, \
-                 found {found}, off by {difference} of the spread, over {tolerance}"
+                 found {found}, off by {difference} of the spread, over {}",
+                tolerance.most
             );
             squares += difference.powi(2);
             values += 1;
         }
     }
     let root = (squares / f64::from(values)).sqrt();
-    assert!(root <= tolerance / 5.0, "{name}: off by {root} over all rows, over {tolerance} / 5");
+    assert!(root <= tolerance.root, "{name}: off by {root} over all rows, over {}", tolerance.root);
 }
 
 /// The log-probabilities of a run, to compare others with.
