@@ -75,7 +75,9 @@ fn subject<B: Backend>(name: &str, bit_identical: bool, make: impl Fn() -> B + '
     let (most, root) = match make().device().dtype {
         DType::F32 => (2e-5, 4e-6),
         DType::F16 => (1e-2, 2e-3),
-        // Of two million values one in twenty thousand is off by over 1e-1, nearly all of them in a few rows.
+        // Of some million values; one in ten thousand differs by more than 6e-2.
+        DType::Bf16 if bit_identical => (2e-1, 4e-2),
+        // The GPU rounds what LoRA adds too: one in twenty thousand is off by over 1e-1, nearly all of them in a few rows.
         DType::Bf16 => (4e-1, 4e-2),
     };
     let tolerance = Tolerance { most, root };
