@@ -61,6 +61,31 @@ impl ResolverConfig {
         !wanted.is_empty()
             && self.base_model_names.iter().any(|known| known == name || last(known) == wanted)
     }
+
+    /// Whether `adapter_config.json` of the adapter `name` is one of a LoRA adapter of the host's base model; the base model
+    /// that it names, if it names one. A misfit is [`ResolveError::not_found`] with the reason, which is logged where it is
+    /// the base model.
+    pub fn fits(&self, name: &str, adapter_config: &Value) -> Result<Option<String>, ResolveError> {
+        match &adapter_config["peft_type"] {
+            Value::Null => {}
+            Value::String(kind) if kind == "LORA" => {}
+            other => {
+                let reason = format!("adapter {name:?} has the peft_type {other}, not \"LORA\"");
+                return Err(ResolveError::not_found(reason));
+            }
+        }
+        let base = adapter_config["base_model_name_or_path"].as_str();
+        let Some(base) = base else { return Ok(None) };
+        if self.is_base_model(base) {
+            return Ok(Some(base.to_owned()));
+        }
+        let ours = self.base_model_names.join(", ");
+        let reason = format!(
+            "adapter {name:?} is for the base model {base}, this server has {ours} (LORA_RESOLVER_BASE_ALIASES can name others)"
+        );
+        tracing::warn!("{reason}");
+        Err(ResolveError::not_found(reason))
+    }
 }
 
 /// For `#[serde(deserialize_with = "flag")]`: a boolean, or `1`, `true`, `yes`, `on` and their opposites as text.

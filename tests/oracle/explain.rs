@@ -69,7 +69,7 @@ impl Record {
             .filter(|(generation, _)| *generation >= floor)
             .collect();
         loads.sort_unstable_by_key(|(generation, _)| *generation);
-        if loads.is_empty() || self.is_absent(answer, name) {
+        if loads.is_empty() || self.is_loaded(answer, name) == Some(false) {
             return Err("an answer of an adapter that was not loaded".into());
         }
 
@@ -110,24 +110,19 @@ impl Record {
 
     /// 404 is right while the name is not loaded, or where that changes while the request is under way.
     fn explain_absence(&self, answer: &Answer, name: &str) -> Result<Explained, String> {
-        let changes = self.of(name);
-        let before = changes.iter().rfind(|change| change.ended < answer.sent);
-        let loaded = before.is_some_and(|change| change.label.is_some());
-        let changing =
-            changes.iter().any(|change| change.began < answer.ended && change.ended > answer.sent);
-        if loaded && !changing {
+        if self.is_loaded(answer, name) == Some(true) {
             return Err("a loaded adapter is said to be absent".into());
         }
         Ok(Explained::default())
     }
 
-    /// Whether the name was certainly out for as long as the request was on its way.
-    fn is_absent(&self, answer: &Answer, name: &str) -> bool {
+    /// Whether the name was loaded for as long as the request was on its way; `None` where that changed meanwhile.
+    fn is_loaded(&self, answer: &Answer, name: &str) -> Option<bool> {
         let changes = self.of(name);
         let before = changes.iter().rfind(|change| change.ended < answer.sent);
         let changing =
             changes.iter().any(|change| change.began < answer.ended && change.ended > answer.sent);
-        !changing && before.is_none_or(|change| change.label.is_none())
+        (!changing).then(|| before.is_some_and(|change| change.label.is_some()))
     }
 }
 

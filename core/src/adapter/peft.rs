@@ -20,8 +20,8 @@ use crate::files::{self, Source};
 use crate::model::ModelConfig;
 use crate::model::checkpoint::safetensors::{Header, HeaderLimits, PREFIX};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// Files that run code when they are read.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "adapter_model.pth"];
 

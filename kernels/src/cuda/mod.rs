@@ -126,7 +126,7 @@ struct Work {
     products: Workspace,
     /// What LoRA adds to products where rows are few, bf16.
     deltas: Workspace,
-    /// Results of the shrink, f32, with `lanes` to a row.
+    /// Results of the shrink, f32, or bf16 where rows are many, with `lanes` to a row.
     shrunk: Workspace,
     lanes: usize,
     /// Decode attention's partial results and how many have arrived.

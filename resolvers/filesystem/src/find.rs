@@ -85,7 +85,7 @@ impl Root {
         else {
             return Err(ResolveError::not_found(format!("adapter {name:?} has no {WEIGHTS} yet")));
         };
-        let base_model = self.fits(name, &self.read(&config)?)?;
+        let base_model = self.config.fits(name, &self.read(&config)?)?;
         let version = Version([version(&found), version(&weights)]);
         let (folder, place) = (self.path.join(folder), self.path.join(name));
         Ok(Some(Found { folder, place, base_model, version }))
@@ -120,28 +120,6 @@ impl Root {
         let file = self.dir.open(path).map_err(|error| unreadable(&error))?;
         file.take(MAX_CONFIG).read_to_end(&mut text).map_err(|error| unreadable(&error))?;
         serde_json::from_slice(&text).map_err(|error| unreadable(&error))
-    }
-
-    /// Whether a configuration is one of a LoRA adapter of this base model; the base model that it names.
-    fn fits(&self, name: &str, config: &Value) -> Result<Option<String>, ResolveError> {
-        match &config["peft_type"] {
-            Value::Null => {}
-            Value::String(kind) if kind == "LORA" => {}
-            other => {
-                let reason = format!("adapter {name:?} has the peft_type {other}, not \"LORA\"");
-                return Err(ResolveError::not_found(reason));
-            }
-        }
-        let Some(base) = config["base_model_name_or_path"].as_str() else { return Ok(None) };
-        if self.config.is_base_model(base) {
-            return Ok(Some(base.to_owned()));
-        }
-        let ours = self.config.base_model_names.join(", ");
-        let reason = format!(
-            "adapter {name:?} is for the base model {base}, this server has {ours} (LORA_RESOLVER_BASE_ALIASES can name others)"
-        );
-        tracing::warn!("{reason}");
-        Err(ResolveError::not_found(reason))
     }
 }
 

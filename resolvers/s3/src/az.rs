@@ -5,7 +5,7 @@ use std::sync::Arc;
 use loraplex_plugin_sdk::ResolveError;
 use object_store::azure::MicrosoftAzureBuilder;
 
-use crate::store::{Store, no_retries};
+use crate::store::{Store, no_retries, options};
 use crate::transport::Transport;
 
 pub(crate) fn open(
@@ -14,15 +14,11 @@ pub(crate) fn open(
     transport: Transport,
 ) -> Result<Store, ResolveError> {
     let mut builder = MicrosoftAzureBuilder::new();
-    let mut account = "";
-    for (name, value) in vars.iter().filter(|(name, _)| name.starts_with("AZURE_")) {
-        if let Ok(key) = name.to_ascii_lowercase().parse() {
-            builder = builder.with_config(key, value);
-        }
-        if name == "AZURE_STORAGE_ACCOUNT_NAME" {
-            account = value;
-        }
+    for (key, value) in options(vars, "AZURE_") {
+        builder = builder.with_config(key, value);
     }
+    let account = vars.iter().rfind(|(name, _)| name == "AZURE_STORAGE_ACCOUNT_NAME");
+    let account = account.map_or("", |(_, value)| value);
     let built = builder
         .with_container_name(bucket)
         .with_retry(no_retries())

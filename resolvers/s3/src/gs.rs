@@ -5,7 +5,7 @@ use std::sync::Arc;
 use loraplex_plugin_sdk::ResolveError;
 use object_store::gcp::GoogleCloudStorageBuilder;
 
-use crate::store::{Store, no_retries};
+use crate::store::{Store, no_retries, options};
 use crate::transport::Transport;
 
 pub(crate) fn open(
@@ -14,10 +14,8 @@ pub(crate) fn open(
     transport: Transport,
 ) -> Result<Store, ResolveError> {
     let mut builder = GoogleCloudStorageBuilder::new();
-    for (name, value) in vars.iter().filter(|(name, _)| name.starts_with("GOOGLE_")) {
-        if let Ok(key) = name.to_ascii_lowercase().parse() {
-            builder = builder.with_config(key, value);
-        }
+    for (key, value) in options(vars, "GOOGLE_") {
+        builder = builder.with_config(key, value);
     }
     let built = builder
         .with_bucket_name(bucket)

@@ -1,5 +1,6 @@
 //! The store of a scheme: `s3://` always, `gs://` and `az://` where they are built in.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use loraplex_plugin_sdk::ResolveError;
@@ -47,14 +48,8 @@ fn s3(
             .find(|(name, value)| name == wanted && !value.is_empty())
             .map(|(_, value)| value)
     };
-    for (name, value) in vars {
-        // Variables of other tools start so too.
-        if name.starts_with("AWS_")
-            && !value.is_empty()
-            && let Ok(key) = name.to_ascii_lowercase().parse()
-        {
-            builder = builder.with_config(key, value);
-        }
+    for (key, value) in options(vars, "AWS_").filter(|(_, value)| !value.is_empty()) {
+        builder = builder.with_config(key, value);
     }
     // Not echoed: it may hold a password.
     let mut endpoint = String::new();
@@ -76,6 +71,15 @@ fn s3(
     let objects = built.map_err(|error| ResolveError::invalid(format!("AWS_*: {error}")))?;
     let identity = format!("s3://{bucket} {}", endpoint.trim_end_matches('/'));
     Ok(Store { objects: Arc::new(objects), identity })
+}
+
+/// The options of a store's client among the variables that start with `prefix`; other tools' start so too.
+pub(crate) fn options<'a, K: FromStr>(
+    vars: &'a [(String, String)],
+    prefix: &str,
+) -> impl Iterator<Item = (K, &'a str)> {
+    let own = vars.iter().filter(move |(name, _)| name.starts_with(prefix));
+    own.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value.as_str())))
 }
 
 /// This crate tries again itself, since it knows how far it was.

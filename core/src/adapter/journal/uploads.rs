@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::{Content, Record};
+use crate::adapter::peft::{CONFIG, WEIGHTS};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 /// A folder that is being written. One at a time, under the journal's lock.
 const STAGING: &str = "staging";
 
