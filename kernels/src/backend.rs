@@ -113,8 +113,19 @@ pub trait Backend: Debug + Send + 'static {
     /// How to pack adapters for this backend, on other threads.
     fn packer(&self) -> Arc<dyn AdapterPacker>;
 
-    /// Makes a packed adapter resident.
+    /// Makes a packed adapter resident. Where it has to be copied, the copy may still be under way when this returns, and
+    /// runs beside steps; a step with the adapter waits for it.
     fn upload_adapter(&mut self, adapter: &Arc<PackedAdapter>) -> Result<Self::Adapter>;
+
+    /// Whether the adapter's copy has ended, well or not.
+    fn has_arrived(&self, _adapter: &Self::Adapter) -> bool {
+        true
+    }
+
+    /// Waits for the adapter's copy.
+    fn wait_for_adapter(&self, _adapter: &Self::Adapter) -> Result<()> {
+        Ok(())
+    }
 
     /// Takes the step's metadata; the slices are not needed afterwards. Tickets of steps before may still be out.
     fn begin_step(&mut self, step: &Step<'_, Self::Adapter>) -> Result<StepMode>;

@@ -87,7 +87,7 @@ impl EngineHandle {
         let max_open = options.scheduler.max_waiting + options.scheduler.max_num_seqs;
         let (max_model_len, vocab_size) = (options.max_model_len, options.vocab_size);
         let paused = Arc::<AtomicBool>::default();
-        let pool = AdapterPool::new(options.adapter_pool);
+        let pool = AdapterPool::new(options.adapter_pool).with_copies(runner.copies_adapters());
         let engine = Engine {
             scheduler: Scheduler::new(options.scheduler, max_model_len, pool),
             pause: PauseState::default(),
@@ -101,6 +101,7 @@ impl EngineHandle {
             seed: options.seed,
             plan: StepPlan::default(),
             results: Default::default(),
+            arrived: Vec::new(),
             stopping: false,
             adapters_moved: false,
         };

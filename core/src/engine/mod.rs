@@ -45,6 +45,8 @@ struct Engine {
     seed: u64,
     plan: StepPlan,
     results: StepOutput,
+    /// Empty between steps.
+    arrived: Vec<u64>,
     stopping: bool,
     pause: PauseState,
     /// Whether it is paused, for those who ask from outside.
@@ -203,12 +205,18 @@ impl Engine {
     }
 
     fn step(&mut self) {
+        self.take_arrived(false);
         self.scheduler.schedule(&mut self.plan, &mut self.blocks);
         for sequence in self.scheduler.expire(Instant::now(), &mut self.blocks) {
             self.outputs.fail(sequence.id, &no_room(&sequence));
             self.adapters_moved = true;
         }
+        self.runner.move_adapters(&self.plan.evicted, &self.plan.copies);
+        // Who unloads an adapter waits until nobody holds it.
+        self.plan.copies.clear();
         if self.plan.is_empty() {
+            // Nobody else could run meanwhile.
+            self.take_arrived(true);
             return;
         }
         self.adapters_moved |= !self.plan.admitted.is_empty() || self.plan.preempted > 0;
@@ -226,6 +234,18 @@ impl Engine {
             Err(error) => self.fail_step(&error),
         }
         self.report();
+    }
+
+    /// Tells the scheduler which copies of adapters have ended; if `wait`, waits for one.
+    fn take_arrived(&mut self, wait: bool) {
+        if self.scheduler.awaits_adapters() {
+            self.runner.arrived_adapters(wait, &mut self.arrived);
+            for generation in self.arrived.drain(..) {
+                self.scheduler.adapter_arrived(generation);
+            }
+            // Some may have been unloaded meanwhile.
+            self.scheduler.release_unused_adapters();
+        }
     }
 
     /// Hands out the step's tokens and takes ended sequences out.

@@ -9,6 +9,7 @@ use loraplex_kernels::{OpCounters, StepOutput};
 use tokio::runtime::Builder;
 
 use super::*;
+use crate::adapter::Adapter;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
 use crate::request::{GenerateRequest, Output, SamplingParams, TextOptions, UpdatePolicy};
@@ -24,6 +25,14 @@ struct Counting {
 }
 
 impl Runner for Counting {
+    fn copies_adapters(&self) -> bool {
+        false
+    }
+
+    fn move_adapters(&mut self, _evicted: &[u64], _copies: &[Arc<Adapter>]) {}
+
+    fn arrived_adapters(&mut self, _wait: bool, _arrived: &mut Vec<u64>) {}
+
     fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
         self.drawn.clear();
         for chunk in plan.chunks.iter().filter(|chunk| chunk.draws) {

@@ -6,9 +6,11 @@ mod batch;
 mod model_runner;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use loraplex_kernels::{OpCounters, StepOutput};
 
+use crate::adapter::Adapter;
 use crate::error::Result;
 use crate::scheduler::{Sequences, StepPlan};
 
@@ -17,6 +19,17 @@ pub use model_runner::ModelRunner;
 /// Runs steps. Submission and collection are apart, so that a device may still be busy with one step when the next is
 /// planned; collection is in the order of submission.
 pub trait Runner: Debug + Send {
+    /// Whether adapters are copied to the device before steps use them.
+    fn copies_adapters(&self) -> bool;
+
+    /// Drops the generations `evicted` from the device, then begins to copy `copies` to it. A copy that cannot begin is
+    /// tried again by the step that needs it, which then fails.
+    fn move_adapters(&mut self, evicted: &[u64], copies: &[Arc<Adapter>]);
+
+    /// Adds to `arrived` the generations whose copies have ended since it was asked last; if `wait`, waits for one at
+    /// least where any is under way.
+    fn arrived_adapters(&mut self, wait: bool, arrived: &mut Vec<u64>);
+
     /// Starts a step.
     fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()>;
 

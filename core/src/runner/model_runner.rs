@@ -26,6 +26,9 @@ pub struct ModelRunner<B: Backend> {
     segments: Vec<LoraSegment<'static, B::Adapter>>,
     samples: Vec<SampleRow<'static>>,
     residents: HashMap<u64, Resident<B>>,
+    /// Generations whose copies have not been seen to end.
+    coming: Vec<u64>,
+    copies_adapters: bool,
     in_flight: VecDeque<B::Ticket>,
 }
 
@@ -40,6 +43,7 @@ impl<B: Backend> ModelRunner<B> {
     /// Room for steps of `max_rows` rows over a cache of shape `kv`.
     pub fn new(mut backend: B, model: Decoder<B>, kv: KvShape, max_rows: usize) -> Result<Self> {
         let workspace = Workspace::new(&mut backend, model.config(), kv, max_rows)?;
+        let copies_adapters = backend.memory()?.is_some();
         Ok(Self {
             backend,
             model,
@@ -49,20 +53,25 @@ impl<B: Backend> ModelRunner<B> {
             segments: Vec::new(),
             samples: Vec::new(),
             residents: HashMap::new(),
+            coming: Vec::new(),
+            copies_adapters,
             in_flight: VecDeque::new(),
         })
     }
 
-    fn make_resident(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
-        for chunk in &plan.chunks {
-            let Some(adapter) = &sequences.get(chunk.slot).adapter else { continue };
-            if !self.residents.contains_key(&adapter.generation) {
-                let weights = self.backend.upload_adapter(&adapter.packed)?;
-                let resident = Resident { adapter: Arc::downgrade(adapter), weights };
-                self.residents.insert(adapter.generation, resident);
-            }
+    fn make_resident(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
+        if !self.residents.contains_key(&adapter.generation) {
+            let weights = self.backend.upload_adapter(&adapter.packed)?;
+            let resident = Resident { adapter: Arc::downgrade(adapter), weights };
+            self.residents.insert(adapter.generation, resident);
         }
         Ok(())
+    }
+
+    fn has_arrived(&self, generation: u64) -> bool {
+        // One that nobody wanted any more has been dropped.
+        let resident = self.residents.get(&generation);
+        resident.is_none_or(|resident| self.backend.has_arrived(&resident.weights))
     }
 }
 
@@ -91,11 +100,46 @@ fn segments<'a, B: Backend>(
 }
 
 impl<B: Backend> Runner for ModelRunner<B> {
-    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
-        for generation in &plan.evicted {
+    fn copies_adapters(&self) -> bool {
+        self.copies_adapters
+    }
+
+    fn move_adapters(&mut self, evicted: &[u64], copies: &[Arc<Adapter>]) {
+        for generation in evicted {
             self.residents.remove(generation);
         }
-        self.make_resident(plan, sequences)?;
+        for adapter in copies {
+            self.coming.push(adapter.generation);
+            if let Err(error) = self.make_resident(adapter) {
+                tracing::error!(adapter = adapter.name(), %error, "no copy on the device");
+            }
+        }
+    }
+
+    fn arrived_adapters(&mut self, wait: bool, arrived: &mut Vec<u64>) {
+        let first = self.coming.first().and_then(|generation| self.residents.get(generation));
+        if let Some(first) = first.filter(|_| wait) {
+            // The step with the adapter tells what went wrong.
+            let _ = self.backend.wait_for_adapter(&first.weights);
+        }
+        let mut coming = std::mem::take(&mut self.coming);
+        coming.retain(|&generation| {
+            let there = self.has_arrived(generation);
+            if there {
+                arrived.push(generation);
+            }
+            !there
+        });
+        self.coming = coming;
+    }
+
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+        for chunk in &plan.chunks {
+            // Those that came as copies are there; others are read where they lie, or found no room beside an older one.
+            if let Some(adapter) = &sequences.get(chunk.slot).adapter {
+                self.make_resident(adapter)?;
+            }
+        }
         self.batch.fill(plan, sequences, self.block_size);
         let mut lora = recycled(std::mem::take(&mut self.segments));
         segments(plan, sequences, &self.residents, &mut lora);

@@ -1,7 +1,8 @@
 //! Which adapters are on the device: room by their own bytes, leases of running sequences, and who gives way.
 //!
 //! Pure accounting: the runner makes resident what a step needs and drops what [`StepPlan::evicted`](super::StepPlan)
-//! names. A leased generation is never evicted.
+//! names. A leased generation is never evicted. Where adapters have to be copied to the device, a copy holds a lease of its
+//! own until it has ended.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -19,6 +20,10 @@ pub struct AdapterPool {
     /// Counts uses, which orders residents by recency.
     ticks: u64,
     evictions: u64,
+    /// Whether adapters are copied to the device, beside steps.
+    copies: bool,
+    /// Generations whose copy is under way.
+    coming: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -43,9 +48,23 @@ pub struct PoolStats {
 }
 
 impl AdapterPool {
-    /// Room for `limit` bytes.
+    /// Room for `limit` bytes on a device that reads adapters where they lie.
     pub fn new(limit: usize) -> Self {
-        Self { limit, used: 0, leased: 0, residents: HashMap::new(), ticks: 0, evictions: 0 }
+        Self {
+            limit,
+            used: 0,
+            leased: 0,
+            residents: HashMap::new(),
+            ticks: 0,
+            evictions: 0,
+            copies: false,
+            coming: Vec::new(),
+        }
+    }
+
+    /// The same on a device to which adapters are copied if `copies`.
+    pub fn with_copies(self, copies: bool) -> Self {
+        Self { copies, ..self }
     }
 
     /// What it holds.
@@ -66,6 +85,35 @@ impl AdapterPool {
     /// Whether a lease of `adapter` can be had now.
     pub fn can_lease(&self, adapter: &Adapter) -> bool {
         self.holds(adapter.generation) || self.limit - self.leased >= adapter.bytes()
+    }
+
+    /// Whether a step may use `adapter`, which [`AdapterPool::can_lease`] allows. If it has to be copied first, the copy
+    /// takes its room now and is added to `copies`; [`AdapterPool::arrived`] says when it has ended.
+    pub fn prepare(
+        &mut self,
+        adapter: &Arc<Adapter>,
+        evicted: &mut Vec<u64>,
+        copies: &mut Vec<Arc<Adapter>>,
+    ) -> bool {
+        if self.copies && !self.holds(adapter.generation) {
+            self.lease(adapter, evicted);
+            self.coming.push(adapter.generation);
+            copies.push(adapter.clone());
+        }
+        !self.coming.contains(&adapter.generation)
+    }
+
+    /// A copy has ended.
+    pub fn arrived(&mut self, generation: u64) {
+        if let Some(at) = self.coming.iter().position(|&coming| coming == generation) {
+            self.coming.swap_remove(at);
+            self.release(generation);
+        }
+    }
+
+    /// Whether a copy is under way.
+    pub fn is_copying(&self) -> bool {
+        !self.coming.is_empty()
     }
 
     /// Takes a lease of `adapter`, which [`AdapterPool::can_lease`] allows. What has to give way, least recently used

@@ -196,6 +196,16 @@ impl Scheduler {
         self.pool.release_unused();
     }
 
+    /// An adapter's copy to the device has ended.
+    pub fn adapter_arrived(&mut self, generation: u64) {
+        self.pool.arrived(generation);
+    }
+
+    /// Whether adapters are being copied, for which sequences may wait.
+    pub fn awaits_adapters(&self) -> bool {
+        self.pool.is_copying()
+    }
+
     /// What the device holds of adapters.
     pub fn pool(&self) -> PoolStats {
         self.pool.stats()
@@ -235,7 +245,7 @@ impl Scheduler {
         )
     }
 
-    /// Fills `plan` with the next step. Empty only when there is no work.
+    /// Fills `plan` with the next step. Without chunks only when there is no work, or all of it waits for adapters.
     pub fn schedule(&mut self, plan: &mut StepPlan, blocks: &mut BlockManager) {
         plan.clear();
         self.take_successors(plan);
@@ -304,6 +314,13 @@ impl Scheduler {
             let sequences = &self.sequences;
             let followers = self.running.iter().filter(|&&slot| sequences.get(slot).follows(new));
             let followers: Vec<Slot> = followers.copied().collect();
+            // Tokens go on with the older one while the new one is copied, if there is room for both.
+            if !followers.is_empty()
+                && self.pool.can_lease(new)
+                && !self.pool.prepare(new, &mut plan.evicted, &mut plan.copies)
+            {
+                return true;
+            }
             for &slot in &followers {
                 self.end_lease(slot);
             }
@@ -329,7 +346,7 @@ impl Scheduler {
     }
 
     /// Whether a waiting sequence may have its adapter on the device now.
-    fn may_lease(&mut self, slot: Slot) -> bool {
+    fn may_lease(&mut self, slot: Slot, plan: &mut StepPlan) -> bool {
         let patience = self.config.max_num_seqs;
         let sequence = self.sequences.get_mut(slot);
         let Some(adapter) = &sequence.adapter else { return true };
@@ -337,7 +354,7 @@ impl Scheduler {
         let reserved = !self.victims.is_empty()
             && (self.victims.contains(&adapter.generation) || !self.pool.holds(adapter.generation));
         if !reserved && self.pool.can_lease(adapter) {
-            return true;
+            return self.pool.prepare(adapter, &mut plan.evicted, &mut plan.copies);
         }
         if self.victims.is_empty() && sequence.overtaken >= patience {
             self.pool.victims(adapter.bytes(), &mut self.victims);
@@ -357,7 +374,7 @@ impl Scheduler {
             if blocks.is_caching() && self.is_being_computed(slot, blocks.block_size()) {
                 continue;
             }
-            if !self.may_lease(slot) {
+            if !self.may_lease(slot, plan) {
                 continue;
             }
             let sequence = self.sequences.get_mut(slot);

@@ -1,6 +1,9 @@
 //! What one step runs: the scheduler's decision as data.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use crate::adapter::Adapter;
 
 /// Place of a sequence in the scheduler's table. Stays the same from admission to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +40,8 @@ pub struct StepPlan {
     pub admitted: Vec<Slot>,
     /// Generations that leave the device before the step.
     pub evicted: Vec<u64>,
+    /// Adapters whose copy to the device begins before the step, for steps to come.
+    pub copies: Vec<Arc<Adapter>>,
     /// Whether a sequence took its adapter's successor: the predecessor may be free now.
     pub flipped: bool,
     /// How many sequences gave their blocks back to let others go on.
@@ -58,6 +63,7 @@ impl StepPlan {
         self.chunks.clear();
         self.admitted.clear();
         self.evicted.clear();
+        self.copies.clear();
         self.flipped = false;
         self.preempted = 0;
     }

@@ -451,3 +451,70 @@ fn a_follower_that_comes_late_takes_the_successor() {
     assert_eq!(waiting.map(Sequence::generation).collect::<Vec<_>>(), [Some(2), Some(1)]);
     scene.run();
 }
+
+/// Adapters of ten bytes each that are copied to a device with room for three.
+fn copying_scene() -> (Scene, Vec<Arc<Adapter>>) {
+    let mut scene = Scene::new(16, 8, 64);
+    scene.scheduler.pool = AdapterPool::new(30).with_copies(true);
+    (scene, adapters(5))
+}
+
+#[test]
+fn steps_go_on_while_an_adapter_is_copied() {
+    let (mut scene, all) = copying_scene();
+    scene.add(1, 9);
+    scene.add_to(&all[0], 2);
+    scene.add_to(&all[0], 2);
+    assert_eq!(scene.step(), "0[0..1)*");
+    assert_eq!(scene.step(), "0[1..2)*");
+    assert!(scene.scheduler.awaits_adapters());
+    scene.scheduler.adapter_arrived(1);
+    assert_eq!(scene.step(), "0[2..3)* 1[0..1)* 2[0..1)*");
+    assert!(!scene.scheduler.awaits_adapters());
+    scene.run();
+}
+
+#[test]
+fn a_copy_holds_its_room_until_it_has_ended() {
+    let (mut scene, all) = copying_scene();
+    let ids: Vec<SeqId> = all.iter().map(|one| scene.add_to(one, 1)).collect();
+    assert_eq!(scene.step(), "", "three are copied, two find no room");
+    assert_eq!(scene.scheduler.pool().residents, 3);
+    scene.scheduler.abort(ids[0], &mut scene.blocks);
+    assert_eq!(scene.step(), "");
+    assert_eq!(scene.scheduler.pool().evictions, 0, "its memory is still written to");
+    scene.scheduler.adapter_arrived(1);
+    scene.scheduler.adapter_arrived(2);
+    // The first is not wanted any more, so the fourth takes its place.
+    assert_eq!(scene.step(), "1[0..1)*");
+    assert!(scene.scheduler.pool.holds(4));
+    for generation in 3..=5 {
+        scene.step();
+        scene.scheduler.adapter_arrived(generation);
+    }
+    scene.run();
+    assert_eq!(scene.endings.len(), 4);
+}
+
+#[test]
+fn followers_go_on_with_the_older_one_while_its_successor_is_copied() {
+    let (mut scene, all) = copying_scene();
+    let [old, new] = [1, 2].map(|generation| adapter("x", generation, 10));
+    drop(all);
+    scene.add_with(|request| {
+        request.params.max_tokens = 9;
+        request.adapter = Some(old);
+        request.update_policy = UpdatePolicy::Follow;
+    });
+    scene.step();
+    scene.scheduler.adapter_arrived(1);
+    scene.step();
+    scene.scheduler.flip(&new);
+    let generation = |scene: &Scene| scene.scheduler.sequences().get(Slot(0)).generation();
+    assert_eq!(scene.step(), "0[1..2)*");
+    assert_eq!(generation(&scene), Some(1));
+    scene.scheduler.adapter_arrived(2);
+    assert_eq!(scene.step(), "0[2..3)*");
+    assert_eq!(generation(&scene), Some(2));
+    scene.run();
+}

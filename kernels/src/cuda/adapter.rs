@@ -1,9 +1,10 @@
 //! Adapters: packed on the host as one block, resident as one block with a table of its sites.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::CudaEvent;
 
+use super::copier::Copier;
 use super::error::{Context as _, check};
 use super::gpu::Gpu;
 use super::memory::{Block, Number, padded};
@@ -104,12 +105,14 @@ pub struct Adapter {
 }
 
 #[derive(Debug)]
-struct Resident {
+pub(super) struct Resident {
     /// The packed bytes, then the table of sites. `None` only while it is dropped.
     block: Option<Block>,
     table: u64,
-    sites: Vec<Option<PackedSite>>,
+    packed: Arc<PackedAdapter>,
     room: Arc<AdapterRoom>,
+    /// How the copy ended.
+    copied: OnceLock<std::result::Result<(), String>>,
 }
 
 impl Drop for Resident {
@@ -168,35 +171,37 @@ struct PartEntry {
 unsafe impl Number for SiteEntry {}
 
 impl Adapter {
-    /// Copies an adapter. `idle` is recorded on the compute stream first: the copy waits for the steps before it, which
-    /// may still read what lay there.
+    /// Has an adapter copied. `idle` is recorded on the compute stream first: the copy waits for the steps before it,
+    /// which may still read what lay there.
     pub(super) fn upload(
         gpu: &Arc<Gpu>,
-        (staging, room): (&mut Staging, &Arc<AdapterRoom>),
-        packed: &PackedAdapter,
+        (copier, room): (&Copier, &Arc<AdapterRoom>),
+        packed: &Arc<PackedAdapter>,
         idle: &CudaEvent,
     ) -> Result<Self> {
         let bytes = packed.bytes.len().next_multiple_of(64);
         let block = room.take(gpu, bytes + packed.sites.len() * size_of::<SiteEntry>())?;
         idle.record(&gpu.compute).during("ordering an adapter's copy")?;
         gpu.copy.wait(idle).during("ordering an adapter's copy")?;
-        let table = block.address() + bytes as u64;
-        // SAFETY: as many bytes as the adapter holds, all written, and not changed while it is borrowed.
-        let from = unsafe { std::slice::from_raw_parts(packed.bytes.as_ptr(), packed.bytes.len()) };
-        let entries: Vec<SiteEntry> =
-            packed.sites.iter().map(|site| entry(site.as_ref(), block.address())).collect();
-        // SAFETY: the block has room for both, and the copy stream waits for its last readers.
-        unsafe {
-            staging.upload(block.address(), (from.len(), 1), |range, out: &mut [u8]| {
-                out.copy_from_slice(&from[range]);
-            })?;
-            staging.upload(table, (entries.len(), 1), |range, out: &mut [SiteEntry]| {
-                out.copy_from_slice(&entries[range]);
-            })?;
-        }
-        let sites = packed.sites.clone();
-        let resident = Resident { block: Some(block), table, sites, room: room.clone() };
-        Ok(Self { resident: Arc::new(resident) })
+        let resident = Arc::new(Resident {
+            table: block.address() + bytes as u64,
+            block: Some(block),
+            packed: packed.clone(),
+            room: room.clone(),
+            copied: OnceLock::new(),
+        });
+        copier.copy(resident.clone())?;
+        Ok(Self { resident })
+    }
+
+    /// Whether its copy has ended, well or not.
+    pub(super) fn has_arrived(&self) -> bool {
+        self.resident.copied.get().is_some()
+    }
+
+    /// Waits for its copy.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.resident.copied.wait().clone().map_err(KernelError::Device)
     }
 
     /// Address of the table of sites.
@@ -206,7 +211,40 @@ impl Adapter {
 
     /// Indexed by [`Site::slot`].
     pub(super) fn sites(&self) -> &[Option<PackedSite>] {
-        &self.resident.sites
+        &self.resident.packed.sites
+    }
+}
+
+impl Resident {
+    /// Copies it, and tells those who wait how that ended.
+    pub(super) fn copy(&self, staging: &mut Staging) {
+        let copied = self.send(staging).and_then(|()| staging.finish());
+        // Nobody else sets it.
+        let _ = self.copied.set(copied.map_err(|error| error.to_string()));
+    }
+
+    /// Tells those who wait that nobody copies it.
+    pub(super) fn give_up(&self, why: &str) {
+        let _ = self.copied.set(Err(why.to_owned()));
+    }
+
+    fn send(&self, staging: &mut Staging) -> Result<()> {
+        let Some(block) = &self.block else { return Ok(()) };
+        let bytes = &self.packed.bytes;
+        // SAFETY: as many bytes as the adapter holds, all written, and not changed while it is borrowed.
+        let from = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        let sites = self.packed.sites.iter();
+        let entries: Vec<SiteEntry> =
+            sites.map(|site| entry(site.as_ref(), block.address())).collect();
+        // SAFETY: the block has room for both, and the copy stream waits for its last readers (`Adapter::upload`).
+        unsafe {
+            staging.send(block.address(), (from.len(), 1), |range, out: &mut [u8]| {
+                out.copy_from_slice(&from[range]);
+            })?;
+            staging.send(self.table, (entries.len(), 1), |range, out: &mut [SiteEntry]| {
+                out.copy_from_slice(&entries[range]);
+            })
+        }
     }
 }
 

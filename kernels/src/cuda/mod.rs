@@ -5,7 +5,7 @@
 //! | `probe` | whether this machine can run it, and what to install if not |
 //! | `compile` | CUDA C++ of `cuda/*.cu` to machine code, kept on disk |
 //! | `gpu`, `memory`, `staging` | streams and launches, allocations, copies from the host |
-//! | `weights`, `adapter` | what lies on the device, and how adapters are packed |
+//! | `weights`, `adapter`, `copier` | what lies on the device, how adapters are packed, and how they come there |
 //! | `step` | a step's metadata as one block that kernels and graphs find their way in |
 //! | `gemm`, `lora`, `layers`, `attention`, `sample` | the operations |
 //! | `graphs` | steps that are replayed |
@@ -16,6 +16,7 @@
 mod adapter;
 mod attention;
 pub mod compile;
+mod copier;
 mod error;
 mod gemm;
 mod gpu;
@@ -54,6 +55,7 @@ pub use sample::Ticket;
 pub use weights::{Buffer, KvCache, Linear, Vector};
 
 use adapter::{AdapterRoom, Packer};
+use copier::Copier;
 use error::{Context as _, check_below};
 use gemm::Gemm;
 use gpu::{Gpu, Shape};
@@ -100,6 +102,7 @@ pub struct CudaBackend {
     kernels: Kernels,
     gemm: Gemm,
     staging: Staging,
+    copier: Copier,
     letters: Letters,
     step: StepState,
     limits: Limits,
@@ -158,6 +161,7 @@ impl CudaBackend {
             kernels,
             gemm: Gemm::new(&gpu)?,
             staging: Staging::new(&gpu)?,
+            copier: Copier::new(&gpu)?,
             letters: Letters::new(&gpu),
             step: StepState::default(),
             limits: Limits::default(),
@@ -221,6 +225,9 @@ impl CudaBackend {
         self.graphs.abandon();
         self.sampler.abandon();
         self.prefill = None;
+        for segment in step.lora {
+            segment.adapter.wait()?;
+        }
         self.reserve_sampled(0)?;
         let sampler = std::cell::RefCell::new(&mut self.sampler);
         self.step.take(step, |row| sampler.borrow_mut().token(row))?;
@@ -332,7 +339,15 @@ impl Backend for CudaBackend {
         self.gpu.bind()?;
         let lanes = adapter.sites.iter().flatten().map(|site| site.lanes).max().unwrap_or(0);
         self.reserve_lanes(lanes)?;
-        Adapter::upload(&self.gpu, (&mut self.staging, &self.room), adapter, &self.idle)
+        Adapter::upload(&self.gpu, (&self.copier, &self.room), adapter, &self.idle)
+    }
+
+    fn has_arrived(&self, adapter: &Adapter) -> bool {
+        adapter.has_arrived()
+    }
+
+    fn wait_for_adapter(&self, adapter: &Adapter) -> Result<()> {
+        adapter.wait()
     }
 
     fn begin_step(&mut self, step: &Step<'_, Adapter>) -> Result<StepMode> {

@@ -62,13 +62,36 @@ impl Staging {
         Ok(Self { gpu: gpu.clone(), slots: Vec::new(), next: 0, done })
     }
 
-    /// Copies `units` units of `width` numbers to device memory at `to`. `fill` writes the units of a range; it runs on
-    /// several threads. Work issued to the compute stream afterwards finds the data.
+    /// As [`Staging::send`] does; work issued to the compute stream afterwards finds the data.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Staging::send`].
+    pub(super) unsafe fn upload<T: Number>(
+        &mut self,
+        to: u64,
+        shape: (usize, usize),
+        fill: impl Fn(Range<usize>, &mut [T]) + Sync,
+    ) -> Result<()> {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.send(to, shape, fill)? };
+        self.done.record(&self.gpu.copy).during("recording a copy")?;
+        self.gpu.compute.wait(&self.done).during("waiting for a copy")
+    }
+
+    /// Waits until everything that was sent has been copied.
+    pub(super) fn finish(&self) -> Result<()> {
+        self.done.record(&self.gpu.copy).during("recording a copy")?;
+        self.done.synchronize().during("waiting for a copy")
+    }
+
+    /// Copies `units` units of `width` numbers to device memory at `to`, over the copy stream. `fill` writes the units of
+    /// a range; it runs on several threads.
     ///
     /// # Safety
     ///
     /// `to` has room, and no work under way uses that memory but what the copy stream waits for already.
-    pub(super) unsafe fn upload<T: Number>(
+    pub(super) unsafe fn send<T: Number>(
         &mut self,
         to: u64,
         (units, width): (usize, usize),
@@ -87,8 +110,7 @@ impl Staging {
             unsafe { slot.send::<T>(&stream, place, count)? };
             self.next = (self.next + 1) % PIECES;
         }
-        self.done.record(&self.gpu.copy).during("recording a copy")?;
-        self.gpu.compute.wait(&self.done).during("waiting for a copy")
+        Ok(())
     }
 
     fn free_slot(&mut self, bytes: usize) -> Result<&mut Slot> {
