@@ -3,6 +3,8 @@
 //! Values depend on the seed and the tensor's name alone, and have the scale of trained ones, so that activations
 //! neither vanish nor overflow.
 
+use std::thread;
+
 use half::bf16;
 use loraplex_kernels::{HostData, HostTensor};
 
@@ -41,14 +43,34 @@ impl Dummy {
                 shape.rows, shape.cols
             ))
         })?;
-        let mut random = Random::new(self.seed, name);
+        let start = start(self.seed, name);
         let (mean, spread) =
             if shape.norm { (1.0, 0.1) } else { (0.0, 1.0 / (shape.cols as f32).sqrt()) };
         // Uniform: three times the variance's root on each side.
         let width = spread * 3f32.sqrt();
-        let values = (0..elements).map(|_| bf16::from_f32(mean + width * random.next()));
-        Ok(HostTensor::new(shape.rows, shape.cols, HostData::Bf16(values.collect()))?)
+        let mut values = vec![bf16::ZERO; elements];
+        fill_together(&mut values, shape.cols.max(1), |row, values| {
+            let mut random = Random::of_row(start, row);
+            values.fill_with(|| bf16::from_f32(mean + width * random.next()));
+        });
+        Ok(HostTensor::new(shape.rows, shape.cols, HostData::Bf16(values))?)
     }
+}
+
+/// Has every row filled, on all cores.
+fn fill_together(values: &mut [bf16], cols: usize, fill: impl Fn(usize, &mut [bf16]) + Sync) {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let rows = (values.len() / cols).div_ceil(cores).max(1);
+    thread::scope(|scope| {
+        for (share, values) in values.chunks_mut(rows * cols).enumerate() {
+            let fill = &fill;
+            scope.spawn(move || {
+                for (row, values) in values.chunks_mut(cols).enumerate() {
+                    fill(share * rows + row, values);
+                }
+            });
+        }
+    });
 }
 
 /// The shape of a tensor of such a model; `None` where it has no such tensor.
@@ -90,13 +112,20 @@ fn shape(config: &ModelConfig, name: &str) -> Option<Shape> {
 /// A xorshift generator: 64 bits of state are plenty for weights that nobody trusts.
 struct Random(u64);
 
+/// Where the rows of a tensor start from.
+fn start(seed: u64, name: &str) -> u64 {
+    let digest = blake3::hash(name.as_bytes());
+    let mut start = [0; 8];
+    start.copy_from_slice(&digest.as_bytes()[..8]);
+    u64::from_le_bytes(start) ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 impl Random {
-    fn new(seed: u64, name: &str) -> Self {
-        let digest = blake3::hash(name.as_bytes());
-        let mut start = [0; 8];
-        start.copy_from_slice(&digest.as_bytes()[..8]);
+    fn of_row(start: u64, row: usize) -> Self {
+        let mut state = start.wrapping_add((row as u64).wrapping_mul(0xd134_2543_de82_ef95));
+        state = (state ^ (state >> 32)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         // Never zero: zero stays zero.
-        Self((u64::from_le_bytes(start) ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
+        Self((state ^ (state >> 29)) | 1)
     }
 
     /// From -1 to 1.
