@@ -2,8 +2,10 @@
 # Runs on a machine with a GPU what needs one, from binaries that were built elsewhere: parity, the server, wide shapes,
 # timings.
 #
-#   gpu-run.sh build FOLDER   builds the binaries and copies them, with this script, to FOLDER
-#   FOLDER/gpu-run.sh OUT     runs them; OUT takes the logs and bench.json
+#   gpu-run.sh build FOLDER          builds the binaries and copies them, with this script, to FOLDER
+#   FOLDER/gpu-run.sh OUT [PART…]    runs them, or only the parts named; OUT takes the logs and the JSON of the benches
+#
+# The suites find their fixtures where they were built, so they run in a checkout at the same path.
 #
 # NVRTC and cuBLASLt come from the toolkit, or from the Python packages nvidia-cuda-nvrtc and nvidia-cublas.
 set -euo pipefail
@@ -23,12 +25,23 @@ if [ "${1:-}" = build ]; then
     strip -o "$folder/server" "$release/server"
     rm -rf "$folder/demo"
     cp -r examples/demo "$folder/demo"
+    mkdir -p "$folder/suites"
+    cargo test --package loraplex-tests --test e2e --test oracle --no-run
+    debug=${CARGO_TARGET_DIR:-target}/debug
+    for test in e2e oracle; do
+        newest=$(find "$debug/deps" -name "$test-*" -executable -type f -printf '%T@ %p\n' | sort -n | tail -n 1)
+        strip -o "$folder/suites/$test" "${newest#* }"
+    done
+    for plugin in filesystem hf_hub s3; do
+        strip -o "$folder/suites/liblora_${plugin}_resolver.so" "$debug/deps/liblora_${plugin}_resolver.so"
+    done
     cp kernels/gpu-run.sh tests/gpu.py "$folder"
     exit
 fi
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
+parts=${*:2}
 packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null || true)
 libraries=$(find "$packages/nvidia" -maxdepth 3 -name lib -type d 2>/dev/null | paste -sd: || true)
 export LD_LIBRARY_PATH=$libraries:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -37,13 +50,40 @@ export LD_LIBRARY_PATH=$libraries:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_L
 part() {
     local name=$1 limit=$2 start=$SECONDS status=0
     shift 2
+    [[ -z $parts || " $parts " == *" $name "* ]] || return 0
     timeout "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
     echo "== $name: exit $status, $((SECONDS - start)) s"
     tail -n 40 "$out/$name.log"
 }
+
+# Llama-3.1-8B in shape: its tokenizer does not matter.
+large=$(mktemp -d)
+trap 'rm -rf "$large"' EXIT
+cp "$here"/demo/model/tokenizer* "$large"
+cat >"$large/config.json" <<'JSON'
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+ "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+ "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "torch_dtype": "bfloat16",
+ "tie_word_embeddings": false, "bos_token_id": 128000, "eos_token_id": 128001}
+JSON
+serve() {
+    local name=$1
+    shift
+    env ALLOW_RUNTIME_LORA_UPDATING=1 "$here/server" bench "$large" --load-format dummy --max-model-len 1024 \
+        --no-enable-prefix-caching --shape 128/128 --max-lora-rank 16 --json "$out/$name.json" --svg "$out/$name.svg" "$@"
+}
+export -f serve
+export here large out
 
 # One test at a time: what one backend does at its start would end a recording of another's in the same process.
 part parity 150 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
 part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.json"
 part wide 100 "$here/cuda" --ignored
 part bench 150 "$here/gpu" bench "$out/bench.json"
+# The same model through the server: adapters' share, 64 adapters over a pool for 8, reloads, many registered ones.
+part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --mix one distinct:8 distinct:32'
+part pool 150 bash -c 'serve pool --requests 512 --concurrency 512 --max-num-seqs 64 --max-loras 8 --rounds 2 --mix distinct:8 distinct:64'
+part reload 120 bash -c 'serve reload --requests 128 --concurrency 32 --rounds 4 --mix one reload:0.5'
+part registered 200 bash -c 'serve registered --adapter-rank 1 --requests 256 --request-rate 20 --max-loras 64 --rounds 1 --mix zipf:8 zipf:500'
+part e2e 300 env LORAPLEX_SERVER="$here/server" "$here/suites/e2e" --test-threads 1
+part oracle 200 env LORAPLEX_SERVER="$here/server" ORACLE_SECONDS=30 "$here/suites/oracle" --test-threads 1

@@ -60,7 +60,7 @@ impl World {
         std::fs::create_dir(&model).unwrap();
         write_model(&model);
         let model = model.display().to_string();
-        let mut args = vec![model.as_str(), "--served-model-name", "base", "--device", "cpu"];
+        let mut args = vec![model.as_str(), "--served-model-name", "base"];
         args.extend(flags);
         let env = [("ALLOW_RUNTIME_LORA_UPDATING", "1")];
         let server = ServerProcess::start_with(&args, &env).await;
