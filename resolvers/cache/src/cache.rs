@@ -102,11 +102,26 @@ impl Cache {
 
     /// What `source` had when somebody last looked, if it is all here and as it was.
     pub fn latest(&self, source: &str) -> Result<Option<Entry>, CacheError> {
+        self.find(source, |_| true)
+    }
+
+    /// The same if it is of this version; one of another is neither checked nor counted as in use.
+    pub fn of_version(&self, source: &str, version: &str) -> Result<Option<Entry>, CacheError> {
+        self.find(source, |found| found == version)
+    }
+
+    fn find(
+        &self,
+        source: &str,
+        wanted: impl FnOnce(&str) -> bool,
+    ) -> Result<Option<Entry>, CacheError> {
         let inner = &self.0;
         let path = inner.folder("refs").join(sha256(source.as_bytes()));
-        let Some(Reference { version, entry: digest, .. }) = Reference::read(&path, source) else {
+        let Some(reference) = Reference::read(&path, source) else { return Ok(None) };
+        let Reference { version, entry: digest, .. } = reference;
+        if !wanted(&version) {
             return Ok(None);
-        };
+        }
         let folder = inner.entry(&digest);
         {
             let _index = inner.index.shared(inner.disk())?;

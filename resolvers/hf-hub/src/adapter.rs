@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use loraplex_hub_client::{HubClient, Listing, RepoId, Revision};
-use loraplex_plugin_sdk::{ErrorKind, LoraRequest, Progress, ResolveError, ResolverConfig};
-use serde::Deserialize;
+use loraplex_plugin_sdk::{LoraRequest, Progress, ResolveError, ResolverConfig};
+use serde_json::Value;
 
 use crate::failure;
 
@@ -23,15 +23,6 @@ pub(crate) struct Adapter {
     /// Empty for the repository itself.
     pub(crate) folder: String,
     pub(crate) revision: Revision,
-}
-
-/// What matters in `adapter_config.json`; every other key is the engine's.
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    peft_type: Option<String>,
-    #[serde(default)]
-    base_model_name_or_path: Option<String>,
 }
 
 impl Adapter {
@@ -92,29 +83,13 @@ impl Adapter {
         path: &Path,
         base: &ResolverConfig,
     ) -> Result<Option<String>, ResolveError> {
-        let Self { repo, .. } = self;
-        let file = self.file(CONFIG);
         let text = tokio::fs::read(path).await.map_err(|error| {
             ResolveError::internal(format!("cannot read {}: {error}", path.display()))
         })?;
-        let config: Config = serde_json::from_slice(&text)
-            .map_err(|error| ResolveError::invalid(format!("{file} of {repo}: {error}")))?;
-        let elsewhere = |why: String| ResolveError::new(ErrorKind::NotFound, why);
-        let kind = config.peft_type.unwrap_or_default();
-        if !kind.eq_ignore_ascii_case("LORA") {
-            return Err(elsewhere(format!(
-                "{file} of {repo} has the peft_type {kind:?}, not LORA"
-            )));
-        }
-        match &config.base_model_name_or_path {
-            Some(name) if !base.is_base_model(name) => Err(elsewhere(format!(
-                "{file} of {repo} is for the base model {name:?}, and this one is {}: set \
-                 LORA_RESOLVER_BASE_ALIASES if they are the same",
-                base.base_model_names.join(", ")
-            ))),
-            // Trainers that start from a model in memory write null.
-            other => Ok(other.clone()),
-        }
+        let config: Value = serde_json::from_slice(&text).map_err(|error| {
+            ResolveError::invalid(format!("{} of {}: {error}", self.file(CONFIG), self.repo))
+        })?;
+        base.fits(&self.name, &config)
     }
 }
 

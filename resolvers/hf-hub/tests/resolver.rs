@@ -118,7 +118,7 @@ async fn what_is_unusable_says_why_before_its_weights_are_fetched() {
     let resolver = resolver(&stub, folder.path(), list, false);
     for (name, kind, part) in [
         ("org/prompt", ErrorKind::NotFound, "peft_type \"PROMPT_TUNING\""),
-        ("org/other", ErrorKind::NotFound, "base model \"x/Llama-8B\", and this one is org/base"),
+        ("org/other", ErrorKind::NotFound, "base model x/Llama-8B, this server has org/base"),
         ("org/broken", ErrorKind::InvalidRequest, "adapter_config.json of org/broken"),
         ("org/pickle", ErrorKind::InvalidRequest, "no adapter_model.safetensors"),
     ] {

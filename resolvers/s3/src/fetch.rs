@@ -138,16 +138,12 @@ impl Fetch {
     /// What is pinned, from the cache or else from the store.
     async fn bring(&self, subject: &Subject<'_>, pinned: &Pinned) -> Result<Entry, Failure> {
         let version = pinned.version();
-        if let Some(entry) = self.cached(subject).await?
-            && entry.version == version
-        {
+        if let Some(entry) = self.cached(subject, &version).await? {
             return Ok(entry);
         }
         let claimed = self.claim(subject).await?;
         // Whoever had the claim before may have brought it.
-        if let Some(entry) = self.cached(subject).await?
-            && entry.version == version
-        {
+        if let Some(entry) = self.cached(subject, &version).await? {
             return Ok(entry);
         }
         let (config, weights) = (&pinned.config.0, &pinned.weights);
@@ -219,14 +215,17 @@ impl Fetch {
         }
     }
 
-    async fn cached(&self, subject: &Subject<'_>) -> Result<Option<Entry>, Failure> {
+    async fn cached(&self, subject: &Subject<'_>, version: &str) -> Result<Option<Entry>, Failure> {
         let (cache, source) = (self.cache.clone(), subject.source.clone());
-        blocking(move || cache.latest(&source)).await
+        let version = version.to_owned();
+        blocking(move || cache.of_version(&source, &version)).await
     }
 
     /// What an earlier call has brought serves while the store does not.
     async fn kept(&self, subject: &Subject<'_>, failure: Failure) -> Result<Found, ResolveError> {
-        let Ok(Some(entry)) = self.cached(subject).await else { return Err(failure.into()) };
+        let (cache, source) = (self.cache.clone(), subject.source.clone());
+        let latest = blocking(move || cache.latest(&source)).await;
+        let Ok(Some(entry)) = latest else { return Err(failure.into()) };
         let path = entry.folder.join(CONFIG);
         let Ok(text) = tokio::fs::read(path).await else { return Err(failure.into()) };
         let base_model = fits(subject.name, &text, &self.base)?;

@@ -81,6 +81,8 @@ fn what_was_published_is_found_by_everybody() {
     assert_eq!((weights_of(&entry), entry.version.as_str()), (b"weights".to_vec(), "v1"));
     for cache in [&cache, &other, &open(folder.path(), 1 << 20, LONG)] {
         assert_eq!(cache.latest("a").unwrap().as_ref(), Some(&entry));
+        assert_eq!(cache.of_version("a", "v1").unwrap().as_ref(), Some(&entry));
+        assert_eq!(cache.of_version("a", "v2").unwrap(), None);
         assert_eq!(cache.latest("b").unwrap(), None);
     }
     // Another source with the same content shares the entry, a new version of the first has its own.
