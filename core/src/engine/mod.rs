@@ -4,6 +4,7 @@
 
 mod command;
 mod handle;
+mod mailbox;
 mod outputs;
 mod pause;
 mod stream;
@@ -146,6 +147,12 @@ impl Engine {
             Command::ReleaseAdapters(done) => {
                 self.release_unused_adapters();
                 let _ = done.send(());
+            }
+            Command::EvictAdapters(done) => {
+                let mut evicted = Vec::new();
+                let bytes = self.scheduler.evict_idle_adapters(&mut evicted);
+                self.runner.evict(&evicted);
+                let _ = done.send(bytes);
             }
             Command::Pause(_, done) if self.stopping => {
                 let _ = done.send(false);

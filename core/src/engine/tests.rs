@@ -51,6 +51,8 @@ impl Runner for Counting {
         OpCounters::default()
     }
 
+    fn evict(&mut self, _generations: &[u64]) {}
+
     fn release_unused_adapters(&mut self) {}
 }
 

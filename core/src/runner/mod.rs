@@ -27,6 +27,9 @@ pub trait Runner: Debug + Send {
     /// Operations issued so far.
     fn counters(&self) -> OpCounters;
 
+    /// Takes these generations off the device; no step under way uses them.
+    fn evict(&mut self, generations: &[u64]);
+
     /// Frees what the device holds of adapters that nobody else holds.
     fn release_unused_adapters(&mut self);
 }

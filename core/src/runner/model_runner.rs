@@ -92,9 +92,7 @@ fn segments<'a, B: Backend>(
 
 impl<B: Backend> Runner for ModelRunner<B> {
     fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
-        for generation in &plan.evicted {
-            self.residents.remove(generation);
-        }
+        self.evict(&plan.evicted);
         self.make_resident(plan, sequences)?;
         self.batch.fill(plan, sequences, self.block_size);
         let mut lora = recycled(std::mem::take(&mut self.segments));
@@ -120,6 +118,12 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn counters(&self) -> OpCounters {
         self.backend.counters()
+    }
+
+    fn evict(&mut self, generations: &[u64]) {
+        for generation in generations {
+            self.residents.remove(generation);
+        }
     }
 
     fn release_unused_adapters(&mut self) {

@@ -196,6 +196,11 @@ impl Scheduler {
         self.pool.release_unused();
     }
 
+    /// Takes all adapters without a lease off the device: they are added to `evicted`. Returns their bytes.
+    pub fn evict_idle_adapters(&mut self, evicted: &mut Vec<u64>) -> usize {
+        self.pool.evict_idle(evicted)
+    }
+
     /// What the device holds of adapters.
     pub fn pool(&self) -> PoolStats {
         self.pool.stats()
