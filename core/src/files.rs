@@ -8,7 +8,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rayon::iter::{IndexedParallelIterator as _, ParallelIterator as _};
+use rayon::slice::ParallelSliceMut as _;
+
 use crate::error::{Error, Result};
+
+/// Bytes that one core reads at a time.
+const PIECE: usize = 4 << 20;
 
 /// A regular file and its length when it was opened.
 #[derive(Debug)]
@@ -64,7 +70,11 @@ impl Source {
             )));
         }
         let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, offset).map_err(|error| match error.kind() {
+        let pieces = bytes.par_chunks_mut(PIECE).enumerate();
+        let read = pieces.try_for_each(|(index, piece)| {
+            self.file.read_exact_at(piece, offset + (index * PIECE) as u64)
+        });
+        read.map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 Error::invalid(format!("{} became shorter while it was read", self.name))
             }

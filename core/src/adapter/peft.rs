@@ -106,19 +106,28 @@ pub fn parse(
             Header::parse(json, file_len, header_limits(limits))
         })
         .map_err(|e| e.context(WEIGHTS))?;
-    let parts = weights::assemble(&header, safetensors, &spec, model)?;
-    let mut digest = blake3::Hasher::new();
-    // The length keeps bytes from moving between the files unseen.
-    digest.update(&(config_json.len() as u64).to_le_bytes());
-    digest.update(config_json);
-    digest.update(safetensors);
+    let (parts, digest) = rayon::join(
+        || weights::assemble(&header, safetensors, &spec, model),
+        || digest(config_json, safetensors),
+    );
+    let parts = parts?;
     Ok(LoadedPeft {
         rank: parts.iter().map(|part| part.rank()).max().unwrap_or(0),
         modules: parts.len(),
         weights: LoraWeights { parts },
-        digest: digest.finalize().to_hex().to_string(),
+        digest,
         base_model: spec.base_model,
     })
+}
+
+/// BLAKE3 over both files, in hex.
+fn digest(config_json: &[u8], safetensors: &[u8]) -> String {
+    let mut digest = blake3::Hasher::new();
+    // The length keeps bytes from moving between the files unseen.
+    digest.update(&(config_json.len() as u64).to_le_bytes());
+    digest.update(config_json);
+    digest.update_rayon(safetensors);
+    digest.finalize().to_hex().to_string()
 }
 
 fn header_limits(limits: &PeftLimits) -> HeaderLimits {

@@ -29,6 +29,8 @@ pub(super) enum Command {
     ResetPrefixCache(oneshot::Sender<bool>),
     /// Give back what the device holds of generations that nobody uses; answers at the next step boundary.
     ReleaseAdapters(oneshot::Sender<()>),
+    /// Give back what the device holds of adapters that no sequence has a lease on; answers the bytes.
+    EvictAdapters(oneshot::Sender<usize>),
     /// Take nothing new; end when the rest has ended.
     Stop(Drain),
 }

@@ -7,9 +7,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::command::{Command, Drain};
+use super::mailbox::mailbox;
 use super::outputs::Sink;
 use super::pause::{Pause, PauseMode, PauseState};
 use super::stream::OutputStream;
@@ -135,9 +136,9 @@ impl EngineHandle {
             return Err(Error::exhausted(format!("{open} requests are in the queue, the limit")));
         }
         let id = SeqId(shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let (events, receiver) = mpsc::unbounded_channel();
-        let stream = OutputStream::new(self.clone(), id, place, receiver, &request);
-        let sink = Sink::new(events);
+        let (outbox, inbox) = mailbox();
+        let stream = OutputStream::new(self.clone(), id, place, inbox, &request);
+        let sink = Sink::new(outbox);
         let request = Box::new(request);
         self.send(Command::Submit { id, request, arrival: Instant::now(), sink })?;
         Ok(stream)
@@ -230,6 +231,12 @@ impl EngineHandle {
     /// Gives back what the device holds of generations that nobody uses any more. Ends at a step boundary.
     pub async fn release_adapters(&self) -> Result<()> {
         self.ask(Command::ReleaseAdapters).await
+    }
+
+    /// Gives back what the device holds of adapters that no sequence has a lease on; a step that needs one brings it back
+    /// from host memory. Returns the bytes.
+    pub async fn evict_adapters(&self) -> Result<usize> {
+        self.ask(Command::EvictAdapters).await
     }
 
     /// Whether the engine's thread runs.

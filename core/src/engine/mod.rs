@@ -4,6 +4,7 @@
 
 mod command;
 mod handle;
+mod mailbox;
 mod outputs;
 mod pause;
 mod stream;
@@ -149,6 +150,12 @@ impl Engine {
                 self.release_unused_adapters();
                 let _ = done.send(());
             }
+            Command::EvictAdapters(done) => {
+                let mut evicted = Vec::new();
+                let bytes = self.scheduler.evict_idle_adapters(&mut evicted);
+                self.runner.evict(&evicted);
+                let _ = done.send(bytes);
+            }
             Command::Pause(_, done) if self.stopping => {
                 let _ = done.send(false);
             }
@@ -211,7 +218,8 @@ impl Engine {
             self.outputs.fail(sequence.id, &no_room(&sequence));
             self.adapters_moved = true;
         }
-        self.runner.move_adapters(&self.plan.evicted, &self.plan.copies);
+        self.runner.evict(&self.plan.evicted);
+        self.runner.copy_adapters(&self.plan.copies);
         // Who unloads an adapter waits until nobody holds it.
         self.plan.copies.clear();
         if self.plan.is_empty() {

@@ -5,54 +5,27 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use loraplex_kernels::StepOutput;
-use tokio::sync::mpsc::UnboundedSender;
 
+use super::mailbox::{End, Outbox};
 use crate::error::Error;
-use crate::request::{FinishReason, TokenLogprobs, Version};
+use crate::request::{FinishReason, TokenLogprobs};
 use crate::scheduler::{Ending, SeqId, Sequence};
 
-/// What a stream is told. Their number is bounded by the request's own `max_tokens`, so the channel needs no bound and
-/// a slow reader never holds the engine up.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// Admitted, with this many prompt tokens from the prefix cache.
-    Started { cached_tokens: u32 },
-    /// Log-probabilities of the next prompt tokens.
-    Scored(Vec<TokenLogprobs>),
-    /// The next token, and how it ended the output if it did.
-    Token {
-        id: u32,
-        logprobs: Option<Box<TokenLogprobs>>,
-        /// What drew it.
-        version: Option<Version>,
-        ending: Option<Ending>,
-    },
-    /// The output ended without a token.
-    Ended(FinishReason),
-    /// It failed.
-    Failed(Error),
-}
-
-/// The engine's end of a stream.
+/// The engine's end of a stream. What cannot be delivered is dropped with it: a stream that is gone has sent an abort.
 #[derive(Debug)]
 pub(super) struct Sink {
-    events: UnboundedSender<Event>,
+    outbox: Outbox,
     last_token: Option<Instant>,
 }
 
 impl Sink {
-    pub(super) fn new(events: UnboundedSender<Event>) -> Self {
-        Self { events, last_token: None }
+    pub(super) fn new(outbox: Outbox) -> Self {
+        Self { outbox, last_token: None }
     }
 
     /// Says that nothing comes, and why.
     pub(super) fn fail(self, error: Error) {
-        self.send(Event::Failed(error));
-    }
-
-    fn send(&self, event: Event) {
-        // A stream that was dropped has sent an abort, which is on its way here.
-        let _ = self.events.send(event);
+        self.outbox.end(End::Failed(error));
     }
 }
 
@@ -68,16 +41,18 @@ impl Outputs {
     }
 
     pub(super) fn started(&self, sequence: &Sequence) {
-        if sequence.preemptions == 0 {
-            let cached_tokens = sequence.cached_tokens as u32;
-            self.send(sequence.id, Event::Started { cached_tokens });
+        if sequence.preemptions == 0
+            && let Some(sink) = self.sinks.get(&sequence.id)
+        {
+            sink.outbox.started(sequence.cached_tokens as u32);
         }
     }
 
     /// Prompt log-probabilities: `samples` are their places in `results`.
     pub(super) fn scored(&self, sequence: &Sequence, results: &StepOutput, samples: Range<usize>) {
-        let scores = samples.map(|at| logprobs(results, at)).collect();
-        self.send(sequence.id, Event::Scored(scores));
+        if let Some(sink) = self.sinks.get(&sequence.id) {
+            sink.outbox.scored(samples.map(|at| logprobs(results, at)));
+        }
     }
 
     /// A token. Returns the time since the sequence's last one, `None` for the first.
@@ -92,9 +67,8 @@ impl Outputs {
         let gap = sink.last_token.map(|last| now - last);
         sink.last_token = Some(now);
         let ended = ending.is_some();
-        let logprobs = sequence.params.logprobs.map(|_| Box::new(logprobs(results, at)));
-        let version = sequence.version();
-        sink.send(Event::Token { id: results.tokens[at], logprobs, version, ending });
+        let logprobs = sequence.params.logprobs.map(|_| logprobs(results, at));
+        sink.outbox.drew(results.tokens[at], sequence.version(), logprobs, ending);
         if ended {
             self.sinks.remove(&sequence.id);
         }
@@ -103,19 +77,13 @@ impl Outputs {
 
     pub(super) fn end(&mut self, id: SeqId, reason: FinishReason) {
         if let Some(sink) = self.sinks.remove(&id) {
-            sink.send(Event::Ended(reason));
+            sink.outbox.end(End::Stopped(reason));
         }
     }
 
     pub(super) fn fail(&mut self, id: SeqId, error: &Error) {
         if let Some(sink) = self.sinks.remove(&id) {
             sink.fail(error.clone());
-        }
-    }
-
-    fn send(&self, id: SeqId, event: Event) {
-        if let Some(sink) = self.sinks.get(&id) {
-            sink.send(event);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! A request's output on the client's side: tokens become text here, and stop texts are found here.
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use std::iter::repeat_n;
 
 use super::handle::{EngineHandle, Place};
-use super::outputs::Event;
+use super::mailbox::{End, Inbox, Piece};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{
     Finish, FinishReason, GenerateRequest, Output, OutputToken, StopReason, TextOptions,
@@ -17,7 +17,9 @@ use crate::tokenizer::TokenStream;
 pub struct OutputStream {
     engine: EngineHandle,
     id: SeqId,
-    events: UnboundedReceiver<Event>,
+    inbox: Inbox,
+    /// Empty between calls: its memory serves the next piece.
+    piece: Piece,
     text: TextStream,
     prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
     ended: bool,
@@ -29,7 +31,7 @@ impl OutputStream {
         engine: EngineHandle,
         id: SeqId,
         place: Place,
-        events: UnboundedReceiver<Event>,
+        inbox: Inbox,
         request: &GenerateRequest,
     ) -> Self {
         let tokens =
@@ -37,7 +39,8 @@ impl OutputStream {
         Self {
             engine,
             id,
-            events,
+            inbox,
+            piece: Piece::default(),
             text: TextStream::new(tokens, request.text.clone()),
             prompt_logprobs: request.prompt_logprobs.map(|_| vec![None]),
             ended: false,
@@ -52,28 +55,18 @@ impl OutputStream {
             return None;
         }
         let mut output = Output::default();
-        let mut event = self.events.recv().await;
-        loop {
-            let Some(next) = event else {
-                self.ended = true;
-                let gone = Error::new(ErrorKind::Internal, "the engine ended without an answer");
-                return Some(Err(gone));
+        // There is nothing to show while a prompt is being read.
+        while output.tokens.is_empty() && output.finish.is_none() {
+            let taken = match self.inbox.take(&mut self.piece).await {
+                true => self.unpack(&mut output),
+                false => Err(Error::new(ErrorKind::Internal, "the engine ended without an answer")),
             };
-            if let Err(error) = self.take(next, &mut output) {
+            if let Err(error) = taken {
                 self.ended = true;
                 return Some(Err(error));
             }
-            if output.finish.is_some() {
-                self.ended = true;
-                break;
-            }
-            match self.events.try_recv() {
-                Ok(next) => event = Some(next),
-                // Nothing to show yet: a prompt that is being read.
-                Err(_) if output.tokens.is_empty() => event = self.events.recv().await,
-                Err(_) => break,
-            }
         }
+        self.ended = output.finish.is_some();
         Some(Ok(output))
     }
 
@@ -91,35 +84,52 @@ impl OutputStream {
         Ok(whole)
     }
 
-    fn take(&mut self, event: Event, output: &mut Output) -> Result<()> {
-        match event {
-            Event::Started { cached_tokens } => output.cached_tokens = cached_tokens,
-            Event::Scored(scores) => {
-                self.prompt_logprobs.get_or_insert_default().extend(scores.into_iter().map(Some));
-            }
-            Event::Token { id, logprobs, version, ending } => {
-                if output.prompt_logprobs.is_none() {
-                    output.prompt_logprobs = self.prompt_logprobs.take();
+    /// Moves what has come into `output`. What lies behind the end is dropped.
+    fn unpack(&mut self, output: &mut Output) -> Result<()> {
+        let piece = &mut self.piece;
+        output.cached_tokens = piece.cached_tokens.unwrap_or(output.cached_tokens);
+        if let Some(prompt) = &mut self.prompt_logprobs {
+            prompt.extend(piece.scored.drain(..).map(Some));
+        }
+        if !piece.tokens.is_empty() {
+            output.prompt_logprobs = self.prompt_logprobs.take();
+        }
+        let end = piece.end.take();
+        let versions = piece.versions.iter().flat_map(|&(version, n)| repeat_n(version, n));
+        let mut logprobs = piece.logprobs.drain(..);
+        for (index, (&id, version)) in piece.tokens.iter().zip(versions).enumerate() {
+            let is_last = index + 1 == piece.tokens.len();
+            let ending = match &end {
+                Some(End::Drawn(ending)) if is_last => Some(ending),
+                _ => None,
+            };
+            let stop = self.text.push(id, ending, &mut output.text);
+            output.tokens.push(OutputToken { id, logprobs: logprobs.next(), version });
+            output.finish = match stop {
+                Some(text) => {
+                    let stop = Some(StopReason::Text(text));
+                    Some(Finish { reason: FinishReason::Stop, stop })
                 }
-                let stop = self.text.push(id, ending.as_ref(), &mut output.text);
-                let logprobs = logprobs.map(|boxed| *boxed);
-                output.tokens.push(OutputToken { id, logprobs, version });
-                output.finish = match stop {
-                    Some(text) => {
-                        let stop = Some(StopReason::Text(text));
-                        Some(Finish { reason: FinishReason::Stop, stop })
-                    }
-                    None => ending.map(|(reason, stop)| Finish { reason, stop }),
-                };
-                if output.finish.is_some() && self.text.stopped_early {
+                None => ending.cloned().map(|(reason, stop)| Finish { reason, stop }),
+            };
+            if output.finish.is_some() {
+                break;
+            }
+        }
+        drop(logprobs);
+        piece.clear();
+        match end {
+            _ if output.finish.is_some() => {
+                if self.text.stopped_early {
                     self.engine.abort(self.id);
                 }
             }
-            Event::Ended(reason) => {
+            Some(End::Stopped(reason)) => {
                 output.text.push_str(&self.text.flush());
                 output.finish = Some(Finish { reason, stop: None });
             }
-            Event::Failed(error) => return Err(error),
+            Some(End::Failed(error)) => return Err(error),
+            Some(End::Drawn(_)) | None => {}
         }
         Ok(())
     }

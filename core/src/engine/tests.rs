@@ -29,7 +29,7 @@ impl Runner for Counting {
         false
     }
 
-    fn move_adapters(&mut self, _evicted: &[u64], _copies: &[Arc<Adapter>]) {}
+    fn copy_adapters(&mut self, _adapters: &[Arc<Adapter>]) {}
 
     fn arrived_adapters(&mut self, _wait: bool, _arrived: &mut Vec<u64>) {}
 
@@ -59,6 +59,8 @@ impl Runner for Counting {
     fn counters(&self) -> OpCounters {
         OpCounters::default()
     }
+
+    fn evict(&mut self, _generations: &[u64]) {}
 
     fn release_unused_adapters(&mut self) {}
 }

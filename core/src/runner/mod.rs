@@ -22,9 +22,9 @@ pub trait Runner: Debug + Send {
     /// Whether adapters are copied to the device before steps use them.
     fn copies_adapters(&self) -> bool;
 
-    /// Drops the generations `evicted` from the device, then begins to copy `copies` to it. A copy that cannot begin is
-    /// tried again by the step that needs it, which then fails.
-    fn move_adapters(&mut self, evicted: &[u64], copies: &[Arc<Adapter>]);
+    /// Begins to copy `adapters` to the device. A copy that cannot begin is tried again by the step that needs it, which
+    /// then fails.
+    fn copy_adapters(&mut self, adapters: &[Arc<Adapter>]);
 
     /// Adds to `arrived` the generations whose copies have ended since it was asked last; if `wait`, waits for one at
     /// least where any is under way.
@@ -39,6 +39,9 @@ pub trait Runner: Debug + Send {
 
     /// Operations issued so far.
     fn counters(&self) -> OpCounters;
+
+    /// Takes these generations off the device; no step under way uses them.
+    fn evict(&mut self, generations: &[u64]);
 
     /// Frees what the device holds of adapters that nobody else holds.
     fn release_unused_adapters(&mut self);

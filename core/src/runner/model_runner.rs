@@ -104,10 +104,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
         self.copies_adapters
     }
 
-    fn move_adapters(&mut self, evicted: &[u64], copies: &[Arc<Adapter>]) {
-        for generation in evicted {
-            self.residents.remove(generation);
-        }
+    fn copy_adapters(&mut self, copies: &[Arc<Adapter>]) {
         for adapter in copies {
             self.coming.push(adapter.generation);
             if let Err(error) = self.make_resident(adapter) {
@@ -164,6 +161,12 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn counters(&self) -> OpCounters {
         self.backend.counters()
+    }
+
+    fn evict(&mut self, generations: &[u64]) {
+        for generation in generations {
+            self.residents.remove(generation);
+        }
     }
 
     fn release_unused_adapters(&mut self) {

@@ -155,6 +155,19 @@ impl AdapterPool {
         }
     }
 
+    /// Takes out all that have no lease, and adds them to `evicted`. Returns their bytes.
+    pub fn evict_idle(&mut self, evicted: &mut Vec<u64>) -> usize {
+        let before = self.used;
+        let idle = self.residents.iter().filter(|(_, resident)| resident.leases == 0);
+        let idle: Vec<u64> = idle.map(|(&generation, _)| generation).collect();
+        self.evictions += idle.len() as u64;
+        for &generation in &idle {
+            self.remove(generation);
+        }
+        evicted.extend(idle);
+        before - self.used
+    }
+
     /// Forgets generations that nobody else holds any more; the runner drops them too.
     pub fn release_unused(&mut self) {
         let used = &mut self.used;
@@ -245,6 +258,22 @@ mod tests {
         pool.release(1);
         pool.release_unused();
         assert_eq!(pool.stats(), PoolStats { limit: 30, ..PoolStats::default() });
+    }
+
+    #[test]
+    fn all_but_what_is_leased_can_leave_at_once() {
+        let mut pool = AdapterPool::new(30);
+        let [a, b] = [1, 2].map(|generation| adapter("x", generation, 10));
+        for one in [&a, &b] {
+            pool.lease(one, &mut Vec::new());
+        }
+        pool.release(1);
+        let mut evicted = Vec::new();
+        assert_eq!((pool.evict_idle(&mut evicted), &evicted[..]), (10, &[1][..]));
+        assert!(pool.holds(2) && pool.stats().bytes == 10);
+        pool.release(2);
+        assert_eq!(pool.evict_idle(&mut evicted), 10);
+        assert_eq!((pool.stats().bytes, pool.stats().evictions), (0, 2));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+
 use crate::backend::AdapterPacker;
 use crate::error::Result;
 use crate::weights::{
@@ -15,6 +17,7 @@ use crate::weights::{
 use super::isa::{Arch, Layout};
 use super::memory::advise_huge_pages;
 use super::pack::{PackPanel, SourceRow, shape};
+use super::shared::SharedMut;
 
 /// Lanes of the narrow panel.
 pub(crate) const NARROW: usize = 8;
@@ -88,14 +91,15 @@ impl AdapterPacker for Packer {
         }
         let mut bytes = AlignedBytes::zeroed(len);
         advise_huge_pages(bytes.as_mut_ptr(), len);
-        for layer in 0..layers {
+        let to = SharedMut::new(bytes.as_mut_ptr());
+        (0..layers).into_par_iter().for_each(|layer| {
             for site in Site::ALL {
                 if let Some(packed) = &sites[site.slot(layer)] {
                     let found = site.parts().iter().map(|&part| of(layer, part));
-                    self.fill(packed, found, bytes.as_mut_ptr());
+                    self.fill(packed, found, to.get());
                 }
             }
-        }
+        });
         Ok(PackedAdapter { bytes, sites, max_rank })
     }
 }
@@ -121,7 +125,7 @@ impl Packer {
         }
         let mut to = bytes.wrapping_add(site.a);
         for rows in rows.chunks(layout.lanes) {
-            // SAFETY: `place` made room for whole panels of A there, and this thread alone has the bytes.
+            // SAFETY: `place` made room for whole panels of A there, and one thread alone has a layer.
             unsafe { self.arch.run(&PackPanel { rows, k, to }) };
             to = to.wrapping_add(rows.len() * layout.steps(k) * layout.pair * layout.w_size);
         }
@@ -137,7 +141,7 @@ impl Packer {
                 .map(|row| (row < b.rows).then(|| SourceRow::new(b, row)))
                 .collect();
             let to = to.wrapping_add(panel * bytes);
-            // SAFETY: `place` made room for whole panels of B there, and this thread alone has the bytes.
+            // SAFETY: `place` made room for whole panels of B there, and one thread alone has a layer.
             unsafe { self.arch.run(&PackPanel { rows: &rows, k: b.cols, to }) };
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::CudaEvent;
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::copier::Copier;
 use super::error::{Context as _, check};
@@ -43,9 +44,10 @@ impl AdapterPacker for Packer {
         let mut bytes = AlignedBytes::zeroed(count * size_of::<u16>());
         // SAFETY: as many zero bytes as `count` numbers take, aligned to 64, with one owner.
         let words = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), count) };
-        let mut layout = Layout { words, used: 0 };
+        let mut layout = Layout { free: words, used: 0, matrices: Vec::new() };
         let sites =
             parts.chunks_exact(PARTS).map(|parts| layout.site(parts)).collect::<Result<_>>()?;
+        layout.matrices.into_par_iter().for_each(|matrix| matrix.write());
         let max_rank = weights.parts.iter().map(LoraPart::rank).max().unwrap_or(0);
         Ok(PackedAdapter { bytes, sites, max_rank })
     }
@@ -56,15 +58,32 @@ fn elements(part: &LoraPart) -> usize {
     padded(part.rank()) * (padded(part.a.cols) + part.b.rows)
 }
 
-/// A packed adapter that is being written.
+/// A packed adapter whose matrices get their places.
 struct Layout<'a> {
-    words: &'a mut [u16],
+    free: &'a mut [u16],
     used: usize,
+    matrices: Vec<Matrix<'a>>,
 }
 
-impl Layout<'_> {
+/// A matrix that is to be written as `[rows, stride]`, zeros below the tensor.
+struct Matrix<'a> {
+    tensor: &'a HostTensor,
+    stride: usize,
+    out: &'a mut [u16],
+}
+
+impl Matrix<'_> {
+    fn write(self) {
+        for (row, out) in self.out.chunks_exact_mut(self.stride).take(self.tensor.rows).enumerate()
+        {
+            write_row(self.tensor, row, out);
+        }
+    }
+}
+
+impl<'a> Layout<'a> {
     /// Appends the matrices of one site.
-    fn site(&mut self, parts: &[Option<&LoraPart>]) -> Result<Option<PackedSite>> {
+    fn site(&mut self, parts: &[Option<&'a LoraPart>]) -> Result<Option<PackedSite>> {
         let mut site = PackedSite { a: self.offset(), ..PackedSite::default() };
         let mut inputs = None;
         for (packed, part) in site.parts.iter_mut().zip(parts) {
@@ -88,13 +107,11 @@ impl Layout<'_> {
         self.used * size_of::<u16>()
     }
 
-    /// Appends a matrix as `[rows, stride]`, zeros below the tensor.
-    fn append(&mut self, tensor: &HostTensor, rows: usize, stride: usize) {
-        let out = &mut self.words[self.used..self.used + rows * stride];
-        for (row, out) in out.chunks_exact_mut(stride).take(tensor.rows).enumerate() {
-            write_row(tensor, row, out);
-        }
-        self.used += rows * stride;
+    fn append(&mut self, tensor: &'a HostTensor, rows: usize, stride: usize) {
+        let (out, free) = std::mem::take(&mut self.free).split_at_mut(rows * stride);
+        self.free = free;
+        self.used += out.len();
+        self.matrices.push(Matrix { tensor, stride, out });
     }
 }
 

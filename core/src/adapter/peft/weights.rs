@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use loraplex_kernels::{HostData, HostTensor, LoraPart, Part};
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::config::Spec;
 use super::module_shape;
@@ -54,19 +55,18 @@ pub(super) fn assemble(
     if pairs.is_empty() {
         return Err(Error::invalid("the adapter has no LoRA tensors"));
     }
-    let mut parts = Vec::with_capacity(pairs.len());
     // All shapes before any element: a file that does not fit costs nothing.
     for ((_, part), pair) in &pairs {
         check_shapes(pair, *part, spec, model)?;
     }
-    for ((layer, part), pair) in pairs {
+    let parts = pairs.into_par_iter().map(|((layer, part), pair)| {
         let (Some(a), Some(b)) = (pair.a, pair.b) else {
             return Err(Error::internal("a pair without its parts"));
         };
         let scale = spec.scale(pair.module)?;
-        parts.push(LoraPart { layer, part, scale, a: read(a, file)?, b: read(b, file)? });
-    }
-    Ok(parts)
+        Ok(LoraPart { layer, part, scale, a: read(a, file)?, b: read(b, file)? })
+    });
+    parts.collect()
 }
 
 /// Where a tensor belongs.
@@ -168,9 +168,9 @@ fn read((name, entry): Named<'_>, file: &[u8]) -> Result<HostTensor> {
         .ok_or_else(|| Error::invalid(format!("{name} lies beyond the end of the file")))?;
     let data = decode(entry.dtype, bytes).map_err(|e| e.context(name))?;
     let finite = match &data {
-        HostData::F32(values) => values.iter().all(|v| v.is_finite()),
-        HostData::Bf16(values) => values.iter().all(|v| v.is_finite()),
-        HostData::F16(values) => values.iter().all(|v| v.is_finite()),
+        HostData::F32(values) => all(values, |value| value.is_finite()),
+        HostData::Bf16(values) => all(values, |value| value.is_finite()),
+        HostData::F16(values) => all(values, |value| value.is_finite()),
     };
     if !finite {
         return Err(Error::invalid(format!("{name} holds NaN or infinite values")));
@@ -179,4 +179,10 @@ fn read((name, entry): Named<'_>, file: &[u8]) -> Result<HostTensor> {
         return Err(Error::internal(format!("{name} is not a matrix")));
     };
     Ok(HostTensor::new(rows, cols, data)?)
+}
+
+/// Whether `holds` of all of them; without an early end inside a block, so that a block is a few vector instructions.
+fn all<T: Copy>(values: &[T], holds: impl Fn(T) -> bool) -> bool {
+    let block = |values: &[T]| values.iter().fold(true, |good, &value| good & holds(value));
+    values.chunks(1024).all(block)
 }
