@@ -56,10 +56,21 @@ part() {
     tail -n 40 "$out/$name.log"
 }
 
-# Llama-3.1-8B in shape: its tokenizer does not matter.
+# Llama-3.1-8B in shape, with the demo's tokenizer and a text for every other token.
 large=$(mktemp -d)
 trap 'rm -rf "$large"' EXIT
-cp "$here"/demo/model/tokenizer* "$large"
+cp "$here/demo/model/tokenizer_config.json" "$large"
+python3 - "$here/demo/model/tokenizer.json" "$large/tokenizer.json" <<'PYTHON'
+import json
+import sys
+
+with open(sys.argv[1]) as file:
+    tokenizer = json.load(file)
+vocab = tokenizer["model"]["vocab"]
+vocab.update({f"t{token}": token for token in range(len(vocab), 128256)})
+with open(sys.argv[2], "w") as file:
+    json.dump(tokenizer, file)
+PYTHON
 cat >"$large/config.json" <<'JSON'
 {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
@@ -81,9 +92,9 @@ part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.
 part wide 100 "$here/cuda" --ignored
 part bench 150 "$here/gpu" bench "$out/bench.json"
 # The same model through the server: adapters' share, 64 adapters over a pool for 8, reloads, many registered ones.
-part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --mix one distinct:8 distinct:32'
+part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --max-loras 32 --mix one distinct:8 distinct:32'
 part pool 150 bash -c 'serve pool --requests 512 --concurrency 512 --max-num-seqs 64 --max-loras 8 --rounds 2 --mix distinct:8 distinct:64'
 part reload 120 bash -c 'serve reload --requests 128 --concurrency 32 --rounds 4 --mix one reload:0.5'
-part registered 200 bash -c 'serve registered --adapter-rank 1 --requests 256 --request-rate 20 --max-loras 64 --rounds 1 --mix zipf:8 zipf:500'
+part registered 300 bash -c 'serve registered --adapter-rank 1 --requests 256 --request-rate 20 --max-loras 64 --max-cpu-loras 2000 --lora-host-memory 100GiB --rounds 1 --mix zipf:8 zipf:2000'
 part e2e 300 env LORAPLEX_SERVER="$here/server" "$here/suites/e2e" --test-threads 1
 part oracle 200 env LORAPLEX_SERVER="$here/server" ORACLE_SECONDS=30 "$here/suites/oracle" --test-threads 1
