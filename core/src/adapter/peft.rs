@@ -11,6 +11,7 @@ mod tests;
 mod weights;
 
 use std::path::Path;
+use std::thread;
 
 use loraplex_kernels::{LoraWeights, Part};
 
@@ -22,6 +23,8 @@ use crate::model::checkpoint::safetensors::{Header, HeaderLimits, PREFIX};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// Bytes from which hashing on a second thread saves time.
+const WORTH_A_THREAD: usize = 1 << 20;
 /// Files that run code when they are read.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "adapter_model.pth"];
 
@@ -106,19 +109,33 @@ pub fn parse(
             Header::parse(json, file_len, header_limits(limits))
         })
         .map_err(|e| e.context(WEIGHTS))?;
-    let parts = weights::assemble(&header, safetensors, &spec, model)?;
+    let hash = || digest(config_json, safetensors);
+    let (parts, digest) = thread::scope(|scope| {
+        // Beside the decoding, on a thread that has the loader's priority; small files are not worth one.
+        let spawned = (safetensors.len() >= WORTH_A_THREAD)
+            .then(|| thread::Builder::new().spawn_scoped(scope, hash).ok())
+            .flatten();
+        let parts = weights::assemble(&header, safetensors, &spec, model);
+        (parts, spawned.and_then(|thread| thread.join().ok()).unwrap_or_else(hash))
+    });
+    let parts = parts?;
+    Ok(LoadedPeft {
+        rank: parts.iter().map(|part| part.rank()).max().unwrap_or(0),
+        modules: parts.len(),
+        weights: LoraWeights { parts },
+        digest,
+        base_model: spec.base_model,
+    })
+}
+
+/// BLAKE3 over both files, in hex.
+fn digest(config_json: &[u8], safetensors: &[u8]) -> String {
     let mut digest = blake3::Hasher::new();
     // The length keeps bytes from moving between the files unseen.
     digest.update(&(config_json.len() as u64).to_le_bytes());
     digest.update(config_json);
     digest.update(safetensors);
-    Ok(LoadedPeft {
-        rank: parts.iter().map(|part| part.rank()).max().unwrap_or(0),
-        modules: parts.len(),
-        weights: LoraWeights { parts },
-        digest: digest.finalize().to_hex().to_string(),
-        base_model: spec.base_model,
-    })
+    digest.finalize().to_hex().to_string()
 }
 
 fn header_limits(limits: &PeftLimits) -> HeaderLimits {

@@ -3,7 +3,9 @@
 //! A part's rank takes as many lanes as its step needs (an even number with bf16), nothing is padded to a largest rank.
 //! The lanes lie in panels of one vector, the last of which has 8 lanes where these are enough.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 
 use crate::backend::AdapterPacker;
 use crate::error::Result;
@@ -15,11 +17,15 @@ use crate::weights::{
 use super::isa::{Arch, Layout};
 use super::memory::advise_huge_pages;
 use super::pack::{PackPanel, SourceRow, shape};
+use super::shared::SharedMut;
 
 /// Lanes of the narrow panel.
 pub(crate) const NARROW: usize = 8;
 /// Every matrix starts at a cache line.
 const ALIGN: usize = 64;
+
+/// Bytes from which a second thread halves the time rather than adds to it.
+const WORTH_A_THREAD: usize = 1 << 20;
 
 /// An adapter that steps can use. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -88,14 +94,29 @@ impl AdapterPacker for Packer {
         }
         let mut bytes = AlignedBytes::zeroed(len);
         advise_huge_pages(bytes.as_mut_ptr(), len);
-        for layer in 0..layers {
-            for site in Site::ALL {
-                if let Some(packed) = &sites[site.slot(layer)] {
-                    let found = site.parts().iter().map(|&part| of(layer, part));
-                    self.fill(packed, found, bytes.as_mut_ptr());
+        let to = SharedMut::new(bytes.as_mut_ptr());
+        let fill = |layers: Range<usize>| {
+            for layer in layers {
+                for site in Site::ALL {
+                    if let Some(packed) = &sites[site.slot(layer)] {
+                        let found = site.parts().iter().map(|&part| of(layer, part));
+                        self.fill(packed, found, to.get());
+                    }
                 }
             }
-        }
+        };
+        let middle = if len < WORTH_A_THREAD { 0 } else { layers / 2 };
+        thread::scope(|scope| {
+            let spawned = (middle > 0)
+                .then(|| thread::Builder::new().spawn_scoped(scope, || fill(0..middle)).ok());
+            fill(middle..layers);
+            // What a thread that could not be had leaves undone is done here.
+            if let Some(thread) = spawned
+                && !thread.is_some_and(|thread| thread.join().is_ok())
+            {
+                fill(0..middle);
+            }
+        });
         Ok(PackedAdapter { bytes, sites, max_rank })
     }
 }
@@ -121,7 +142,7 @@ impl Packer {
         }
         let mut to = bytes.wrapping_add(site.a);
         for rows in rows.chunks(layout.lanes) {
-            // SAFETY: `place` made room for whole panels of A there, and this thread alone has the bytes.
+            // SAFETY: `place` made room for whole panels of A there, and one thread alone has a layer.
             unsafe { self.arch.run(&PackPanel { rows, k, to }) };
             to = to.wrapping_add(rows.len() * layout.steps(k) * layout.pair * layout.w_size);
         }
@@ -137,7 +158,7 @@ impl Packer {
                 .map(|row| (row < b.rows).then(|| SourceRow::new(b, row)))
                 .collect();
             let to = to.wrapping_add(panel * bytes);
-            // SAFETY: `place` made room for whole panels of B there, and this thread alone has the bytes.
+            // SAFETY: `place` made room for whole panels of B there, and one thread alone has a layer.
             unsafe { self.arch.run(&PackPanel { rows: &rows, k: b.cols, to }) };
         }
     }

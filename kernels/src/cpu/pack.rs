@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::error::{KernelError, Result};
 use crate::weights::{HostData, HostTensor};
@@ -139,7 +139,7 @@ impl Task for PackPanel<'_> {
                 unsafe {
                     match row {
                         Some(row) => row.pack::<O>(block.clone(), to, stride),
-                        None => pack::<O, f32>(&[0.0; BLOCK][..block.len()], to, stride, |x| x),
+                        None => pack::<O, f32>(&[0.0; BLOCK][..block.len()], to, stride, O::to_w),
                     }
                 }
             }
@@ -159,9 +159,11 @@ impl SourceRow<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             match &self.tensor.data {
-                HostData::F32(values) => pack::<O, _>(&values[span], to, stride, |x| x),
-                HostData::Bf16(values) => pack::<O, _>(&values[span], to, stride, bf16::to_f32),
-                HostData::F16(values) => pack::<O, _>(&values[span], to, stride, f16::to_f32),
+                HostData::F32(values) => pack::<O, _>(&values[span], to, stride, O::to_w),
+                HostData::Bf16(values) => pack::<O, _>(&values[span], to, stride, O::bf16_to_w),
+                HostData::F16(values) => {
+                    pack::<O, _>(&values[span], to, stride, |value: f16| O::to_w(value.to_f32()));
+                }
             }
         }
     }
@@ -176,13 +178,22 @@ unsafe fn pack<O: Operands, T: Copy>(
     values: &[T],
     to: *mut O::W,
     stride: usize,
-    widen: impl Fn(T) -> f32,
+    to_w: impl Fn(T) -> O::W,
 ) {
-    for (step, values) in values.chunks(O::PAIR).enumerate() {
-        for k in 0..O::PAIR {
-            let value = values.get(k).map_or(0.0, |&value| widen(value));
+    let steps = values.chunks_exact(O::PAIR);
+    let rest = steps.remainder();
+    let whole = steps.len();
+    for (step, values) in steps.enumerate() {
+        for (k, &value) in values.iter().enumerate() {
             // SAFETY: the caller's promise.
-            unsafe { to.add(step * stride + k).write(O::to_w(value)) };
+            unsafe { to.add(step * stride + k).write(to_w(value)) };
+        }
+    }
+    if !rest.is_empty() {
+        for k in 0..O::PAIR {
+            let value = rest.get(k).map_or(O::to_w(0.0), |&value| to_w(value));
+            // SAFETY: the caller's promise.
+            unsafe { to.add(whole * stride + k).write(value) };
         }
     }
 }

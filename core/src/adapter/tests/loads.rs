@@ -1,11 +1,17 @@
 //! Loads, replacements, unloads: a failed one changes nothing, an acknowledged one is seen by everybody after it.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use loraplex_kernels::{AdapterPacker, KernelError, LoraWeights};
+use parking_lot::Mutex;
 
 use super::*;
+use crate::config::{Device, EngineConfig};
 use crate::error::ErrorKind;
+use crate::llm::{Llm, Quiet};
+use crate::request::SamplingParams;
 
 #[tokio::test]
 async fn a_replacement_rises_and_the_old_one_lives_as_long_as_somebody_holds_it() {
@@ -128,6 +134,56 @@ async fn a_request_can_wait_for_a_newer_policy() {
     let waiting = manager.get_at_least("a", floor, deadline(3600));
     let (found, pushed) = tokio::join!(waiting, manager.load(version(2)));
     assert_eq!(found.unwrap().generation, pushed.unwrap().adapter.generation);
+}
+
+/// Packs when it is told to.
+#[derive(Debug)]
+struct Held {
+    packer: Arc<dyn AdapterPacker>,
+    entered: mpsc::Sender<()>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl AdapterPacker for Held {
+    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter, KernelError> {
+        self.entered.send(()).unwrap();
+        self.go.lock().recv().unwrap();
+        self.packer.pack(layers, weights)
+    }
+}
+
+/// No step waits for a load: with one that stands still in the middle, requests run from their first token to their last.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_flow_while_a_load_stands_still() {
+    let mut config = EngineConfig::new(demo("model"));
+    config.device = Device::Cpu;
+    let llm = Llm::load(config, &Quiet).unwrap();
+    let (entered, has_entered) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let packer = ReferenceBackend::new().packer();
+    let packer = Arc::new(Held { packer, entered, go: Mutex::new(may_go) });
+    let model = Checkpoint::open(&demo("model")).unwrap().config;
+    let engine = Some(llm.engine().clone());
+    let manager = AdapterManager::new(LoraConfig::default(), model, packer, engine).unwrap();
+    let manager = Arc::new(manager);
+    go.send(()).unwrap();
+    let old = manager.load(named("a", "poet")).await.unwrap().adapter;
+    has_entered.recv().unwrap();
+    let reload = {
+        let manager = manager.clone();
+        let ask = LoadRequest::new(named("a", "shout")).in_place();
+        tokio::spawn(async move { manager.load(ask).await.unwrap() })
+    };
+    has_entered.recv().unwrap();
+    let params = SamplingParams { max_tokens: 32, ignore_eos: true, ..SamplingParams::default() };
+    for _ in 0..4 {
+        let outputs = llm.generate(&[("Once", None), ("upon", None)], &params).await.unwrap();
+        assert!(outputs.iter().all(|output| output.tokens.len() == 32));
+    }
+    assert!(!reload.is_finished());
+    assert_eq!(manager.get("a").await.unwrap().generation, old.generation);
+    go.send(()).unwrap();
+    assert_eq!(reload.await.unwrap().replaced, Some(old.generation));
 }
 
 #[tokio::test]

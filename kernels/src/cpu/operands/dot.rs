@@ -6,6 +6,8 @@
 
 use std::arch::x86_64::*;
 
+use half::bf16;
+
 use super::{Operands, bf16_bits, widen};
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::avx512::Avx512;
@@ -71,6 +73,11 @@ impl Operands for Dot {
     }
 
     #[inline(always)]
+    fn bf16_to_w(value: bf16) -> u16 {
+        value.to_bits()
+    }
+
+    #[inline(always)]
     fn w_to_f32(value: u16) -> f32 {
         widen(value)
     }
@@ -123,6 +130,11 @@ impl Operands for DotHalf {
     #[inline(always)]
     fn to_w(value: f32) -> u16 {
         bf16_bits(value)
+    }
+
+    #[inline(always)]
+    fn bf16_to_w(value: bf16) -> u16 {
+        value.to_bits()
     }
 
     #[inline(always)]

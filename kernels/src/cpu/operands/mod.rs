@@ -61,6 +61,12 @@ pub(crate) trait Operands: Copy + 'static {
     fn to_x(value: f32) -> Self::X;
     fn to_w(value: f32) -> Self::W;
     fn w_to_f32(value: Self::W) -> f32;
+
+    /// As [`Operands::to_w`] of what is a bf16 already.
+    #[inline(always)]
+    fn bf16_to_w(value: bf16) -> Self::W {
+        Self::to_w(value.to_f32())
+    }
 }
 
 /// The upper half of `x`, rounded to nearest even.
@@ -124,6 +130,11 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     #[inline(always)]
     fn to_w(value: f32) -> u16 {
         bf16_bits(value)
+    }
+
+    #[inline(always)]
+    fn bf16_to_w(value: bf16) -> u16 {
+        value.to_bits()
     }
 
     #[inline(always)]
