@@ -31,7 +31,7 @@ pub struct BenchArgs {
     /// Rounds; in each, every mix runs once, one after the other
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: usize,
-    /// Requests in flight at most (default: 8, or no limit with --request-rate)
+    /// Requests in flight at most (default: 8, or no limit with --request-rate); as many as --requests is a backlog
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
     /// Requests a second, arriving at random (Poisson), whether earlier ones are done or not

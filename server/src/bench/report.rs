@@ -170,6 +170,18 @@ impl Report {
                 mix.all.failed
             );
         }
+        if self.concurrency.is_none_or(|at_once| at_once >= self.requests) {
+            // A backlog: who comes last matters as much as how many come a second.
+            for mix in self.mixes.iter().filter(|mix| mix.all.ttft_ms.median > 0.0) {
+                let waits = mix.all.ttft_ms;
+                let _ = writeln!(
+                    text,
+                    "{}: nobody waited longer than {:.1} times the median for a first token",
+                    mix.mix,
+                    waits.max / waits.median
+                );
+            }
+        }
         for mix in &self.mixes {
             if let Some(took) = &mix.reload_ms {
                 let ratios = &mix.ratio_to_base;

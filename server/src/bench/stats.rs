@@ -36,6 +36,8 @@ pub struct Spread {
     pub p90: f64,
     /// 99th percentile.
     pub p99: f64,
+    /// The largest.
+    pub max: f64,
 }
 
 impl Spread {
@@ -43,7 +45,7 @@ impl Spread {
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |p| percentile(&values, p);
-        Self { median: at(50.0), p90: at(90.0), p99: at(99.0) }
+        Self { median: at(50.0), p90: at(90.0), p99: at(99.0), max: at(100.0) }
     }
 }
 
@@ -145,6 +147,7 @@ mod tests {
         near(spread.median, 25.0);
         near(spread.p90, 37.0);
         near(spread.p99, 39.7);
+        near(spread.max, 40.0);
         assert_eq!(Spread::of(vec![]), Spread::default());
         near(Spread::of(vec![3.0]).p99, 3.0);
     }

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::engine::{Status, pause_mode};
 use crate::error::{ApiError, ApiResult};
@@ -20,25 +21,34 @@ pub(crate) struct SleepQuery {
     mode: Option<String>,
 }
 
-/// Stop the flow of tokens and forget cached prefixes. What is allocated stays allocated: the base's weights, the pool of
-/// KV blocks and adapters remain in memory, and are served as they were after `/wake_up`
+/// What has gone to sleep.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Asleep {
+    status: &'static str,
+    /// Bytes that adapters have given back on the device.
+    lora_pool_bytes_freed: usize,
+}
+
+/// Stop the flow of tokens, forget cached prefixes, and take adapters that no request holds off the device. They stay in
+/// host memory and come back with the first request after `/wake_up`; the base's weights and the pool of KV blocks stay
+/// where they are
 #[utoipa::path(
     post, path = "/sleep",
     params(
-        ("level" = Option<u32>, Query, description = "0: a pause; 1 (default): cached prefixes are forgotten too; 2, which drops the base's weights, is refused"),
+        ("level" = Option<u32>, Query, description = "0: a pause; 1 (default): cached prefixes are forgotten and adapters leave the device too; 2, which drops the base's weights, is refused"),
         ("mode" = Option<String>, Query, description = "What happens to requests under way: `abort` (default), `wait` or `keep`, as of `/pause`")
     ),
     responses(
-        (status = 200, body = Status), (status = 400, body = ErrorResponse),
+        (status = 200, body = Asleep), (status = 400, body = ErrorResponse),
         (status = 501, description = "Level 2", body = ErrorResponse)
     )
 )]
 pub(crate) async fn sleep(
     State(app): State<App>,
     Query(query): Query<SleepQuery>,
-) -> ApiResult<Json<Status>> {
+) -> ApiResult<Json<Asleep>> {
     let mode = pause_mode(query.mode.as_deref())?;
-    let clear_cache = match query.level {
+    let deep = match query.level {
         Some(0) => false,
         None | Some(1) => true,
         Some(2) => return Err(no_level_2()),
@@ -46,10 +56,11 @@ pub(crate) async fn sleep(
             return Err(ApiError::param("level", format!("`level` is {level}; it is 0 or 1")));
         }
     };
-    app.engine.pause(mode, clear_cache, None).await?;
+    app.engine.pause(mode, deep, None).await?;
     app.asleep.store(true, Ordering::Relaxed);
-    tracing::info!(?mode, clear_cache, "asleep");
-    Ok(Json(Status { status: "sleeping" }))
+    let freed = if deep { app.engine.evict_adapters().await? } else { 0 };
+    tracing::info!(?mode, deep, lora_pool_bytes_freed = freed, "asleep");
+    Ok(Json(Asleep { status: "sleeping", lora_pool_bytes_freed: freed }))
 }
 
 fn no_level_2() -> ApiError {

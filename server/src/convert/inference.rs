@@ -7,7 +7,7 @@ use super::completion::{check_min_tokens, no_tokens};
 use super::numbers::count;
 use super::prompt::Budget;
 use super::sampling::{self, MAX_LOGPROBS};
-use super::{Call, Converter, Prompt};
+use super::{Call, Converter, Prompt, Streaming};
 use crate::body::parse;
 use crate::error::{ApiError, ApiResult};
 use crate::openai::inference::InferenceRequest;
@@ -47,10 +47,6 @@ impl Converter {
     /// Checks a body of SGLang's `/generate`: one call for each prompt, since each may have an adapter of its own.
     pub(crate) fn sglang(&self, body: &[u8]) -> ApiResult<Vec<Call>> {
         let body: GenerateBody = parse(body)?;
-        if body.stream == Some(true) {
-            let message = "`stream` is not supported here; /v1/completions streams";
-            return Err(ApiError::param("stream", message));
-        }
         let prompts: Vec<PromptInput> = match (body.text, body.input_ids) {
             (Some(OneOrMany::One(text)), None) => vec![PromptInput::Text(text)],
             (Some(OneOrMany::Many(texts)), None) => {
@@ -70,6 +66,7 @@ impl Converter {
         let count = prompts.len();
         let adapters = per_prompt("lora_path", body.lora_path, count)?;
         let params = per_prompt("sampling_params", body.sampling_params, count)?;
+        let stream = body.stream.unwrap_or(false).then(Streaming::default);
         let logprobs = body.return_logprob.unwrap_or(false).then_some(0);
         let calls = prompts.into_iter().zip(adapters).zip(params);
         let calls = calls.enumerate().map(|(index, ((prompt, adapter), params))| {
@@ -82,7 +79,9 @@ impl Converter {
                 _ => format!("{rid}-{index}"),
             });
             let budget = budget(&fields, SGLANG_MAX_TOKENS)?;
-            self.token_call(fields, logprobs, prompt, budget)
+            let mut call = self.token_call(fields, logprobs, prompt, budget)?;
+            call.reply.stream = stream;
+            Ok(call)
         });
         calls.collect()
     }

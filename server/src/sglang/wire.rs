@@ -35,7 +35,7 @@ pub struct GenerateBody {
     pub return_logprob: Option<bool>,
     /// The call's id.
     pub rid: Option<String>,
-    /// Not supported here.
+    /// Answer with server-sent events, each of which holds all of its output so far.
     pub stream: Option<bool>,
 }
 
@@ -48,6 +48,9 @@ pub struct GenerateAnswer {
     pub output_ids: Vec<u32>,
     /// What else there is to say.
     pub meta_info: MetaInfo,
+    /// In a stream of several outputs: which one it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
 }
 
 /// What else there is to say of an output.

@@ -94,6 +94,46 @@ async fn a_sleep_is_a_pause_that_forgets_prefixes() {
     assert!(!server.is("sleeping").await && server.is("paused").await);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleep_takes_adapters_off_the_device_and_requests_bring_them_back() {
+    let server = Server::new();
+    let pool = || {
+        let text = server.llm.metrics().encode();
+        let line = text.lines().find(|line| line.starts_with("loraplex:lora_pool_bytes{")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    let ask = async || {
+        let body = json!({"model": "pirate", "prompt": "Once", "max_tokens": 8, "temperature": 0});
+        server.call("/v1/completions", body).await.json()["choices"][0]["text"].clone()
+    };
+    let before = ask().await;
+    let held = pool();
+    assert!(held > 0, "an adapter is on the device");
+    let shallow = server.bare("POST", "/sleep?level=0").await.json();
+    assert_eq!(shallow["lora_pool_bytes_freed"], 0);
+    let deep = server.bare("POST", "/sleep").await.json();
+    assert_eq!(deep["lora_pool_bytes_freed"], held);
+    // The engine reports before it waits for what comes next.
+    while pool() != 0 {
+        tokio::task::yield_now().await;
+    }
+    server.bare("POST", "/wake_up").await;
+    assert_eq!(ask().await, before);
+    assert_eq!(pool(), held);
+    // What a frozen request holds stays where it is.
+    let (answer, slept) = server
+        .during(async || {
+            while pool() == 0 {
+                tokio::task::yield_now().await;
+            }
+            let slept = server.bare("POST", "/sleep?mode=keep").await.json();
+            server.bare("POST", "/wake_up").await;
+            slept
+        })
+        .await;
+    assert_eq!((finish(&answer), &slept["lora_pool_bytes_freed"]), ("length".into(), &json!(0)));
+}
+
 #[tokio::test]
 async fn what_cannot_sleep_is_refused_and_nothing_is_paused() {
     let server = Server::new();

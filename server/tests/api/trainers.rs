@@ -245,10 +245,72 @@ async fn sglangs_prompts_have_adapters_of_their_own() {
         (json!({"text": ["a"], "lora_path": ["pirate", null]}), 400),
         (json!({"text": "a", "input_ids": [5]}), 400),
         (json!({"text": []}), 400),
-        (json!({"text": "a", "stream": true}), 400),
+        (json!({"text": "a", "lora_path": "nobody", "stream": true}), 404),
     ] {
         assert_eq!(call(&llm, "/generate", bad.clone()).await.status, status, "{bad}");
     }
+}
+
+#[tokio::test]
+async fn sglangs_streams_repeat_all_that_has_come() {
+    let llm = load(|_| {});
+    let body = |stream: bool| {
+        json!({
+            "text": "Once upon a time", "lora_path": "pirate", "return_logprob": true, "rid": "mine",
+            "sampling_params": {"max_new_tokens": 12, "temperature": 0, "ignore_eos": true}, "stream": stream,
+        })
+    };
+    let mut whole = call(&llm, "/generate", body(false)).await.json();
+    let events = call(&llm, "/generate", body(true)).await.chunks();
+    assert!(events.len() > 1, "{events:?}");
+    let mut tokens = 0;
+    for pair in events.windows(2) {
+        let [one, next] = pair else { unreachable!("windows of two") };
+        let text = |event: &Value| event["text"].as_str().unwrap().to_owned();
+        assert!(text(next).starts_with(&text(one)), "{one} then {next}");
+        let ids = one["output_ids"].as_array().unwrap();
+        assert!(ids.len() > tokens && next["output_ids"].as_array().unwrap().starts_with(ids));
+        tokens = ids.len();
+        let meta = &one["meta_info"];
+        assert_eq!((&meta["finish_reason"], &meta["id"]), (&Value::Null, &json!("sgl-mine")));
+        assert_eq!(meta["output_token_logprobs"].as_array().unwrap().len(), tokens);
+        assert_eq!(meta["weight_versions"][0]["end"], tokens);
+    }
+    // What the cache kept of the first call is all that differs.
+    let mut last = events.last().unwrap().clone();
+    assert_eq!(last["index"], Value::Null);
+    for answer in [&mut whole, &mut last] {
+        answer["meta_info"]["cached_tokens"] = Value::Null;
+    }
+    assert_eq!(last, whole);
+}
+
+#[tokio::test]
+async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_abort() {
+    let llm = load(|_| {});
+    let body = json!({
+        "text": ["Once", "Once"], "lora_path": ["pirate", "org/shout"], "rid": "both", "stream": true,
+        "sampling_params": {"max_new_tokens": 400, "temperature": 0, "ignore_eos": true},
+    });
+    let running = call(&llm, "/generate", body);
+    let abort = async {
+        while llm.engine().open_requests() < 2 {
+            tokio::task::yield_now().await;
+        }
+        call(&llm, "/abort_requests", json!({"request_ids": ["both-1"]})).await
+    };
+    let (answer, aborted) = join(running, abort).await;
+    assert_eq!(aborted.json()["aborted"], 1);
+    let events = answer.chunks();
+    let endings = [0, 1].map(|index| {
+        let last = events.iter().rev().find(|event| event["index"] == index).unwrap();
+        (
+            last["meta_info"]["finish_reason"]["type"].clone(),
+            last["output_ids"].as_array().unwrap().len(),
+        )
+    });
+    assert_eq!(endings[0], (json!("length"), 400));
+    assert!(endings[1].0 == "abort" && endings[1].1 < 400, "{endings:?}");
 }
 
 #[tokio::test]
