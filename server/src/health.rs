@@ -130,6 +130,7 @@ struct ApiDoc;
     crate::control::engine::areal_continue,
     crate::control::sglang::pause_generation,
     crate::control::sglang::continue_generation,
+    crate::control::sglang::abort_request,
     crate::control::sleep::sleep,
     crate::control::sleep::wake_up,
     crate::control::sleep::is_sleeping,

@@ -64,6 +64,7 @@ const CONTROL: &[Route] = &[
     route("/areal_continue_generation", Access::Admin, || post(engine::areal_continue)),
     route("/pause_generation", Access::Admin, || post(sglang_control::pause_generation)),
     route("/continue_generation", Access::Admin, || post(sglang_control::continue_generation)),
+    route("/abort_request", Access::Admin, || post(sglang_control::abort_request)),
     route("/sleep", Access::Admin, || post(sleep::sleep)),
     route("/wake_up", Access::Admin, || post(sleep::wake_up)),
     route("/is_sleeping", Access::Admin, || get(sleep::is_sleeping)),

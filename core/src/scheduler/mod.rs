@@ -138,9 +138,10 @@ impl Scheduler {
         let names = |sequence: &Sequence| {
             requests.iter().any(|request| {
                 let rest = sequence.request.strip_prefix(request.as_str());
+                // The numbers of a call's prompt and output.
                 rest.is_some_and(|rest| {
-                    let index = rest.strip_prefix('-').unwrap_or("?");
-                    rest.is_empty() || index.bytes().all(|byte| byte.is_ascii_digit())
+                    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+                    rest.is_empty() || rest.starts_with('-') && rest.split('-').all(is_number)
                 })
             })
         };

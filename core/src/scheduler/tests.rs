@@ -435,7 +435,7 @@ fn a_successor_waits_for_room_and_takes_its_predecessors() {
 #[test]
 fn requests_are_found_by_their_own_ids() {
     let mut scene = Scene::new(16, 8, 64);
-    for id in ["a", "a-0", "a-12", "a-b", "ab", "b"] {
+    for id in ["a", "a-0", "a-1-2", "a-b", "ab", "b", "a1"] {
         scene.add_with(|request| request.id = id.to_owned());
     }
     let mut found = scene.scheduler.of_requests(&["a".to_owned()]);

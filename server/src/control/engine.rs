@@ -115,13 +115,15 @@ pub(crate) async fn abort(
         let message = format!("`request_ids` has over {MAX_IDS} entries");
         return Err(ApiError::param("request_ids", message));
     }
-    // The client's own id, or the one in answers, which opens with the kind of the call.
-    let ids = request_ids.map(|ids| {
-        let kinds = ["", "cmpl-", "chatcmpl-", "generate-", "sgl-"];
-        ids.iter().flat_map(|id| kinds.iter().map(move |kind| format!("{kind}{id}"))).collect()
-    });
+    let ids = request_ids.map(|ids| of_any_call(&ids));
     let aborted = app.engine.abort_requests(ids).await?;
     Ok(Json(json!({ "aborted": aborted })))
+}
+
+/// The engine's names of requests: a client's own id, or the one in answers, which opens with the kind of the call.
+pub(super) fn of_any_call(ids: &[String]) -> Vec<String> {
+    let kinds = ["", "cmpl-", "chatcmpl-", "generate-", "sgl-"];
+    ids.iter().flat_map(|id| kinds.map(|kind| format!("{kind}{id}"))).collect()
 }
 
 /// Forget cached prefixes that no request uses

@@ -7,7 +7,7 @@
 //! | `adapters` | `/v1/lora_adapters`: listing, weights in the request, pins |
 //! | `engine` | pausing, aborting, the prefix cache, what trainers ask |
 //! | `sleep` | sleeping, waking, which weights are served |
-//! | `sglang` | pausing under SGLang's names |
+//! | `sglang` | pausing and aborting under SGLang's names |
 //! | `sagemaker` | `/adapters` |
 //! | `paths` | which local paths a request may name |
 //! | `wire` | their bodies |

@@ -1,13 +1,15 @@
-//! Pausing under SGLang's names.
+//! Pausing and aborting under SGLang's names.
 
 use axum::Json;
 use axum::extract::State;
 use bytes::Bytes;
 use loraplex_core::PauseMode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::body::parse;
+use super::engine;
+use crate::body::{JsonBody, parse};
 use crate::error::{ApiError, ApiResult};
 use crate::openai::error::ErrorResponse;
 use crate::state::App;
@@ -18,6 +20,16 @@ pub(crate) struct PauseBody {
     /// `abort` (default): requests under way end now with the tokens that they have; `retract` and `in_place`: they stay
     /// and go on later. New requests queue.
     mode: Option<String>,
+}
+
+/// Which request to end.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct AbortBody {
+    /// Its `rid`, which names all outputs of the call.
+    rid: Option<String>,
+    /// All requests instead.
+    #[serde(default)]
+    abort_all: bool,
 }
 
 /// What has been done.
@@ -61,4 +73,25 @@ pub(crate) async fn continue_generation(State(app): State<App>) -> ApiResult<Jso
     app.resume().await?;
     tracing::info!("resumed");
     Ok(Json(Done { status: "ok", message: "generation goes on" }))
+}
+
+/// SGLang's name for `/abort_requests`
+#[utoipa::path(
+    post, path = "/abort_request", request_body = AbortBody,
+    responses((status = 200, description = "{\"aborted\"}: how many outputs ended"), (status = 400, body = ErrorResponse))
+)]
+pub(crate) async fn abort_request(
+    State(app): State<App>,
+    JsonBody(body): JsonBody,
+) -> ApiResult<Json<Value>> {
+    let AbortBody { rid, abort_all } = parse(&body)?;
+    let requests = match (abort_all, rid.filter(|rid| !rid.is_empty())) {
+        (true, _) => None,
+        (false, Some(rid)) => Some(engine::of_any_call(&[rid])),
+        (false, None) => {
+            return Err(ApiError::param("rid", "name a request by `rid`, or set `abort_all`"));
+        }
+    };
+    let aborted = app.engine.abort_requests(requests).await?;
+    Ok(Json(json!({ "aborted": aborted })))
 }

@@ -297,7 +297,8 @@ async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_
         while llm.engine().open_requests() < 2 {
             tokio::task::yield_now().await;
         }
-        call(&llm, "/abort_requests", json!({"request_ids": ["both-1"]})).await
+        assert_eq!(call(&llm, "/abort_request", json!({})).await.status, 400);
+        call(&llm, "/abort_request", json!({"rid": "both-1"})).await
     };
     let (answer, aborted) = join(running, abort).await;
     assert_eq!(aborted.json()["aborted"], 1);
@@ -311,6 +312,16 @@ async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_
     });
     assert_eq!(endings[0], (json!("length"), 400));
     assert!(endings[1].0 == "abort" && endings[1].1 < 400, "{endings:?}");
+    // The call's own id names both.
+    let body = json!({"text": ["Once", "Once"], "rid": "all", "sampling_params": {"max_new_tokens": 400, "ignore_eos": true}});
+    let abort = async {
+        while llm.engine().open_requests() < 2 {
+            tokio::task::yield_now().await;
+        }
+        call(&llm, "/abort_request", json!({"rid": "all"})).await
+    };
+    let (_, aborted) = join(call(&llm, "/generate", body), abort).await;
+    assert_eq!(aborted.json()["aborted"], 2);
 }
 
 #[tokio::test]
