@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::answer::Ask;
-use crate::world::{Way, World};
+use crate::world::{Way, World, times};
 
 /// Where a client leaves.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ async fn clients_that_leave_anywhere_leave_nothing_behind() {
     for name in ["a", "b"] {
         world.operator.load(name, Way::SamePath).await;
     }
-    for round in 0..6u32 {
+    for round in 0..6 * times() as u32 {
         let leavers = (0..36).map(|index| leave(world.client(), EXITS[index % 6], index));
         let neighbours = (0..12).map(|index| {
             let prompt = vec![round; 5 + 20 * index];

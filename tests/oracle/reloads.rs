@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Ask};
-use crate::world::{Way, World};
+use crate::world::{Way, World, times};
 
 fn prompt(length: u32) -> Vec<u32> {
     (100..100 + length).collect()
@@ -19,7 +19,7 @@ fn prompt(length: u32) -> Vec<u32> {
 #[tokio::test]
 async fn an_acknowledged_load_is_seen_by_every_later_request() {
     let world = World::start(&[]).await;
-    for turn in 0..200 {
+    for turn in 0..200 * times() {
         let way = [Way::SamePath, Way::NewPath, Way::Upload][turn % 3];
         let generation = world.operator.load("a", way).await;
         let mut ask = Ask::new("a", &prompt(5), 1);
@@ -49,7 +49,7 @@ async fn a_reload_hides_its_own_prefixes_and_no_others() {
     for model in all {
         assert_eq!(cached(model).await, 0);
     }
-    for turn in 0..100 {
+    for turn in 0..100 * times() {
         let way = [Way::SamePath, Way::Upload][turn % 2];
         world.operator.load("a", way).await;
         let found = [cached("a").await, cached("b").await, cached("base").await];
@@ -67,7 +67,7 @@ async fn failed_reloads_change_nothing_for_64_requests_under_way() {
     let before = card().await;
     let folder = tempfile::tempdir().unwrap();
     let bad = bad_folders(folder.path());
-    for round in 0..4 {
+    for round in 0..4 * times() {
         let asks = (0..64).map(|index| {
             let mut ask = Ask::new("a", &prompt(20 + index), 40);
             ask.follow = index % 2 == 0;

@@ -22,6 +22,11 @@ pub(crate) fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
+/// How often suites go through their rounds: `ORACLE_TIMES`.
+pub(crate) fn times() -> usize {
+    number("ORACLE_TIMES", 2) as usize
+}
+
 /// How weights reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {

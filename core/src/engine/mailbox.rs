@@ -1,8 +1,8 @@
 //! What the engine has drawn for a request and its reader has not taken yet: one piece that grows, not a queue.
 //!
 //! Whoever reads slowly finds more in the next piece. A pending token takes its id's four bytes (and its log-probabilities,
-//! where the request asks for them), less than the engine holds for it anyway; so the engine never waits for a reader, and
-//! a reader that trickles costs no more than one that has left.
+//! where the request asks for them), as in the sequence itself; so the engine never waits for a reader, and one that
+//! trickles costs little more than one that keeps up.
 
 use std::sync::Arc;
 

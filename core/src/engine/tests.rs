@@ -120,6 +120,18 @@ fn tokens_come_in_order_and_end() {
 }
 
 #[test]
+fn a_reader_that_comes_late_finds_one_piece() {
+    let engine = engine(8);
+    let mut late = engine.submit(request(20, 40)).unwrap();
+    // Runs beside it and ends after it.
+    wait(engine.submit(request(30, 60)).unwrap().collect()).unwrap();
+    let piece = wait(late.next()).unwrap().unwrap();
+    assert!(piece.tokens.iter().map(|token| token.id).eq(21..61));
+    assert_eq!(piece.finish.unwrap().reason, FinishReason::Length);
+    assert!(wait(late.next()).is_none());
+}
+
+#[test]
 fn a_failed_step_fails_its_sequences_and_the_engine_goes_on() {
     let engine = engine(8);
     let error = wait(engine.submit(request(99, 5)).unwrap().collect()).unwrap_err();

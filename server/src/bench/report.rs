@@ -170,7 +170,8 @@ impl Report {
                 mix.all.failed
             );
         }
-        if self.concurrency.is_none_or(|at_once| at_once >= self.requests) {
+        let is_backlog = |at_once| at_once >= self.requests && self.request_rate.is_none();
+        if self.concurrency.is_some_and(is_backlog) {
             // A backlog: who comes last matters as much as how many come a second.
             for mix in self.mixes.iter().filter(|mix| mix.all.ttft_ms.median > 0.0) {
                 let waits = mix.all.ttft_ms;
@@ -232,5 +233,27 @@ mod tests {
         assert!((share.min - 0.5).abs() < 1e-9 && (share.max - 1.0).abs() < 1e-9);
         assert!((reports[0].ratio_to_base.e2e.of_medians - 1.0).abs() < 1e-9);
         assert_eq!(reports[1].e2e_ms, [200.0, 200.0]);
+    }
+
+    #[test]
+    fn a_backlog_says_how_long_its_last_one_waited() {
+        let sample = |ms| Sample { ttft: Duration::from_millis(ms), ..Sample::default() };
+        let outcome = Outcome { samples: [10, 10, 30].map(sample).to_vec(), ..Outcome::default() };
+        let mut report = Report {
+            schema: 1,
+            server: "here".into(),
+            base_model: "base".into(),
+            shape: "even".into(),
+            requests: 3,
+            rounds: 1,
+            concurrency: Some(3),
+            request_rate: None,
+            seed: 0,
+            mixes: mixes(vec![(Mix::Base, vec![outcome])]),
+        };
+        let line = "base: nobody waited longer than 3.0 times the median for a first token";
+        assert!(report.table().contains(line), "{}", report.table());
+        report.concurrency = Some(2);
+        assert!(!report.table().contains("nobody waited"));
     }
 }
