@@ -232,6 +232,8 @@ template <int D>
 DEVICE void decode(const DecodeArgs& args) {
     __shared__ Shared<D> shared;
     const DecodeItem item = args.items[blockIdx.x];
+    let_dependents_start();
+    wait_for_primary();
     if (item.end_key == 0) return;
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, d = args.cache.d;
     const u32 first_head = blockIdx.y * args.group + blockIdx.z * COLUMNS;

@@ -36,13 +36,14 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 10] = sources![
+pub const SOURCES: [Source; 11] = sources![
     "embed.cu",
     "residual.cu",
     "qkv.cu",
     "gated_mlp.cu",
     "shrink.cu",
     "expand.cu",
+    "product.cu",
     "decode.cu",
     "prefill.cu",
     "sample.cu",

@@ -10,6 +10,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::compile::compile_all;
 use super::error::Context as _;
+use super::product::{PRODUCT_ROWS, product_shared_bytes};
 use crate::error::Result;
 
 /// Head sizes that attention is compiled for; others are padded up to the next.
@@ -27,6 +28,8 @@ pub(super) struct Kernels {
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
     pub(super) expand: CudaFunction,
+    /// In the order of [`PRODUCT_ROWS`].
+    pub(super) product: [CudaFunction; 4],
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -51,14 +54,19 @@ impl Kernels {
             modules.insert(compiled.name, module);
         }
         let find = |source: &str, kernel: &str| find(&modules, source, kernel);
-        let prefill = |d: usize| {
-            let kernel = find("prefill.cu", &format!("prefill{d}"))?;
-            let shared = prefill_shared_bytes(d) as i32;
-            kernel
-                .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-                .during("taking shared memory for prefill")?;
-            Ok(kernel)
+        let large = |source: &str, kernel: &str, shared: usize| {
+            let function = find(source, kernel)?;
+            function
+                .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
+                .during(&format!("taking shared memory for {kernel}"))?;
+            Ok(function)
         };
+        let prefill =
+            |d: usize| large("prefill.cu", &format!("prefill{d}"), prefill_shared_bytes(d));
+        let product = |rows: usize| {
+            large("product.cu", &format!("product{rows}"), product_shared_bytes(rows))
+        };
+        let [few, some, more, most] = PRODUCT_ROWS;
         let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
         let [small, medium, large] = HEAD_SIZES;
         Ok(Self {
@@ -71,6 +79,7 @@ impl Kernels {
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
             expand: find("expand.cu", "expand")?,
+            product: [product(few)?, product(some)?, product(more)?, product(most)?],
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,
