@@ -10,7 +10,6 @@
 #define SLOTS (CHUNK / 16)      // tasks a stage
 #define PITCH (OUTPUTS + 4)     // of a row of sums: no two lanes of a store share a bank
 #define PRODUCT_THREADS 256
-#define MOST_TILES 64
 #define MOST_SHARES 4
 
 struct ProductArgs {
@@ -27,59 +26,6 @@ struct ProductArgs {
     u32 tiles;      // as many as there may be, 0 without LoRA
     u32 widths[3];  // of the parts; 0 past the last
     u32 unused;
-};
-
-// Sixteen ranks of one tile's adapter.
-struct Task {
-    const u16* b;  // [outputs, stride]
-    u32 stride;
-    u32 lane;
-    u32 first_row;
-    u32 rows;
-};
-
-// The block's tasks: tile t has those from `starts[t]` on, one for each sixteen ranks.
-struct Tasks {
-    Task tiles[MOST_TILES];
-    u32 starts[MOST_TILES];
-    u32 count;
-
-    // By the first warp.
-    DEVICE void find(const ProductArgs& args, u32 part) {
-        const u32 lane = threadIdx.x;
-        u32 own[2], sum = 0;
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            const u32 t = 2 * lane + i;
-            Tile tile = {0, 0, 0};
-            if (t < args.tiles) tile = args.lora.tiles[t];
-            LoraPart lora = {0, 0, 0, 0.0f, 0};
-            if (tile.sites) lora = tile.sites[args.lora.site].parts[part];
-            const u32 stride = (lora.rank + 7) & ~7u;
-            tiles[t] = Task{lora.b, stride, lora.lane, tile.first_row, tile.rows};
-            own[i] = (stride + 15) / 16;
-            sum += own[i];
-        }
-        u32 before = sum;
-#pragma unroll
-        for (u32 offset = 1; offset < 32; offset *= 2) {
-            u32 other = __shfl_up_sync(FULL_WARP, before, offset);
-            if (lane >= offset) before += other;
-        }
-        if (lane == 31) count = before;
-        before -= sum;
-        starts[2 * lane] = before, starts[2 * lane + 1] = before + own[0];
-    }
-
-    // Task `i`, by a whole warp; `k` is its first rank.
-    DEVICE const Task& get(u32 i, u32& k) const {
-        const u32 lane = threadIdx.x % 32;
-        const u32 low = __ballot_sync(FULL_WARP, starts[lane] <= i);
-        const u32 high = __ballot_sync(FULL_WARP, starts[lane + 32] <= i);
-        const u32 t = __popc(low) + __popc(high) - 1;
-        k = (i - starts[t]) * 16;
-        return tiles[t];
-    }
 };
 
 // The outputs of a block.
@@ -115,7 +61,7 @@ struct Product {
     const ProductArgs& args;
     const Columns columns;
     Stage* const ring;
-    Tasks& tasks;
+    LoraTasks& tasks;
     const u32 share;
     const u32 first_k;
     u32 chunks;
@@ -123,7 +69,7 @@ struct Product {
     bool waited = false;
     float acc[2][N][4] = {};
 
-    DEVICE Product(const ProductArgs& args, u8* shared, Tasks& tasks)
+    DEVICE Product(const ProductArgs& args, u8* shared, LoraTasks& tasks)
         : args(args), columns(args, blockIdx.x / args.shares), ring((Stage*)shared), tasks(tasks),
           share(blockIdx.x % args.shares), first_k(share * each(args) * CHUNK) {
         const u32 all = (args.inputs + CHUNK - 1) / CHUNK, before = share * each(args);
@@ -172,7 +118,7 @@ struct Product {
             const u32 i = task_number(stage, slot);
             if (i >= tasks.count) break;
             u32 k;
-            const Task& task = tasks.get(i, k);
+            const LoraTask& task = tasks.get(i, k);
             const bool inside = k + half < task.stride, valid = inside && own + row < columns.width;
             const u16* b = task.b + (u64)(own + row) * task.stride + k + half;
             copy_async(to.w + slot * OUTPUTS * 16 + row * 16 + half, valid ? b : task.b, valid);
@@ -201,7 +147,7 @@ struct Product {
         for (u32 i = 0; i < STAGES - 1; i++)
             if (i < chunks) copy_w(i);
         if (args.tiles) {
-            if (threadIdx.x < 32) tasks.find(args, columns.part);
+            if (threadIdx.x < 32) tasks.find(args.lora, args.tiles, columns.part);
             __syncthreads();
             const u32 own = tasks.count > share ? (tasks.count - share - 1) / args.shares + 1 : 0;
             stages += (own + SLOTS - 1) / SLOTS;
@@ -278,7 +224,7 @@ struct Product {
             const u32 i = task_number(number, slot);
             if (i >= tasks.count) break;
             u32 k;
-            const Task& task = tasks.get(i, k);
+            const LoraTask& task = tasks.get(i, k);
             uint2 a[4];
             const u16* w = stage.w + slot * OUTPUTS * 16 + (warp % 4 * 32 + g) * 16 + q * 4;
 #pragma unroll
@@ -386,7 +332,7 @@ struct Product {
 template <u32 ROWS, u32 STAGES>
 DEVICE void product(const ProductArgs& args) {
     DYNAMIC_SHARED(shared);
-    __shared__ Tasks tasks;
+    __shared__ LoraTasks tasks;
     let_dependents_start();
     Product<ROWS, STAGES> product(args, shared, tasks);
     product.run();

@@ -37,11 +37,11 @@ DEVICE void prefetch_a(const ShrinkArgs& args, const LoraSite* site, u32 first_l
 template <u32 GROUPS, u32 AT_ONCE>
 DEVICE void shrink_tile(const ShrinkArgs& args) {
     __shared__ __align__(16) float sums[8][GROUPS * 16][LORA_LANES];
+    let_dependents_start();
     const Lora& lora = args.lora;
     const Tile tile = lora.tiles[blockIdx.x];
     const LoraSite* site = site_of(lora, tile);
     const u32 first_lane = blockIdx.y * LORA_LANES;
-    let_dependents_start();
     if (site && first_lane + threadIdx.x / 16 < site->lanes) prefetch_a(args, site, first_lane);
     wait_for_primary();
     if (args.ready && threadIdx.x == 0 && blockIdx.x + blockIdx.y + blockIdx.z == 0)

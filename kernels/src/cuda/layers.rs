@@ -177,8 +177,8 @@ impl CudaBackend {
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
-    /// A block a row. With few rows each thread has four columns, so that the row is there at once; with many, and beside
-    /// products that it starts early with, each has as many as it can keep, so that more blocks fit on the device.
+    /// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as
+    /// many as it can keep, so that more rows fit on the device.
     fn norm_shape(&self, residual: &Buffer) -> Result<Shape> {
         if residual.stride > NORM_COLUMNS {
             return Err(KernelError::Unsupported(format!(
@@ -187,7 +187,7 @@ impl CudaBackend {
             )));
         }
         let rows = self.step.counts.rows;
-        let columns = if rows <= MANY_ROWS && !self.has_few(rows) { 4 } else { 16 };
+        let columns = if rows <= MANY_ROWS { 4 } else { 16 };
         let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
         Ok(self.chained([rows, 1, 1], threads))
     }

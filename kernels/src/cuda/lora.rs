@@ -24,9 +24,9 @@ const SPLITS: usize = 8;
 const EXPAND_COLUMNS: usize = 256;
 /// Blocks of the expand for each multiprocessor.
 const EXPAND_BLOCKS: usize = 5;
-/// Blocks of the shrink that a multiprocessor holds, and how many tiles are reckoned with: blocks of a second wave would
-/// take as long as all others together.
-const SHRINK_BLOCKS: usize = 3;
+/// Blocks of the shrink for each multiprocessor, so that those of the product fit beside them, and how many tiles are
+/// reckoned with.
+const SHRINK_BLOCKS: usize = 1;
 const USUAL_TILES: usize = 64;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;

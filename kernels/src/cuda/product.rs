@@ -4,7 +4,7 @@ use super::CudaBackend;
 use super::gemm::Operands;
 use super::gpu::Shape;
 use super::kernel_args::{Lora, Product};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 /// Rows that `product.cu` is compiled for; others are padded up to the next.
 pub(super) const PRODUCT_ROWS: [usize; 4] = [8, 16, 32, 64];
@@ -76,7 +76,7 @@ impl CudaBackend {
     pub(super) unsafe fn few_rows(&self, product: FewRows<'_>, operands: Operands) -> Result<()> {
         let FewRows { rows, inputs, widths, outputs, wide, lora } = product;
         let Some(variant) = PRODUCT_ROWS.iter().position(|&most| rows <= most) else {
-            unreachable!("`has_few` is asked first");
+            return Err(KernelError::Unsupported(format!("a product of few rows over {rows}")));
         };
         let blocks: usize = widths.iter().map(|width| width.div_ceil(OUTPUTS)).sum();
         let shares = self.shares(blocks);
