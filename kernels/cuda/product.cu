@@ -1,23 +1,25 @@
 // y = x Wᵀ + h Bᵀ for few rows: W streams once from memory to the tensor cores, and what LoRA adds joins in the sums.
 //
 // A block has 128 outputs of one part and a share of K; the blocks of a cluster have the other shares and add up through
-// each other's shared memory. Its stages are a ring of copies: first W with x, then B with h, up to eight adapters a stage. W
-// and B lay there before the step, so their copies begin while the kernel before still runs.
+// each other's shared memory. Its stages are a ring of copies: first W with x, then B with h, up to eight adapters a stage.
+// W and B lay there before the step, so their copies begin while the kernels before still run.
 // Grid: outputs / 128 of each part, times the cluster's blocks.
 
 #define OUTPUTS 128
-#define CHUNK 128               // of K a stage: 256 bytes of a row are near each other in memory
-#define SLOTS (CHUNK / 16)      // tasks a stage
-#define PITCH (OUTPUTS + 4)     // of a row of sums: no two lanes of a store share a bank
+#define CHUNK 128            // of K a stage: 256 bytes of a row are near each other in memory
+#define SLOTS (CHUNK / 16)   // tasks a stage
+#define PITCH (OUTPUTS + 4)  // of a row of sums: no two lanes of a store share a bank
 #define PRODUCT_THREADS 256
 #define MOST_SHARES 4
 
 struct ProductArgs {
-    Lora lora;     // what the kernel before found
+    Lora lora;
     const u16* x;  // [rows, inputs]
     const u16* w;  // [stride, inputs]
     void* y;       // [rows, stride]: bf16, or f32 if `wide`
-    u32* ready;    // the site's own: not 0 as soon as x is there, and how many blocks saw it; null: x is the kernel's before
+    // The site's own: not 0 as soon as x is there, and how many blocks have seen that. Null without a shrink before: the
+    // kernel before makes x.
+    u32* ready;
     u32 rows;
     u32 inputs;  // a multiple of 8
     u32 stride;  // of y, a multiple of 8

@@ -15,6 +15,11 @@ DEVICE uint4 load16_or_zero(const u16* p, bool valid) {
     return valid ? __ldg((const uint4*)p) : make_uint4(0, 0, 0, 0);
 }
 
+// Of x, which is no constant: the kernel starts before it is there.
+DEVICE uint4 load16_late(const u16* p, bool valid) {
+    return valid ? __ldcg((const uint4*)p) : make_uint4(0, 0, 0, 0);
+}
+
 DEVICE float scale_of(const LoraSite* site, u32 lane) {
     float scale = 0.0f;
 #pragma unroll
@@ -73,8 +78,8 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
             for (u32 group = 0; group < GROUPS; group++) {
                 u32 r = group * 16 + g;
                 const u16* row = x + (u64)(group * 16) * args.x_stride + k;
-                uint4 x0 = load16_or_zero(row, inside && r < tile.rows);
-                uint4 x1 = load16_or_zero(row + (u64)8 * args.x_stride, inside && r + 8 < tile.rows);
+                uint4 x0 = load16_late(row, inside && r < tile.rows);
+                uint4 x1 = load16_late(row + (u64)8 * args.x_stride, inside && r + 8 < tile.rows);
                 mma16(acc[group][0], x0.x, x1.x, x0.y, x1.y, a0[i].x, a0[i].y);
                 mma16(acc[group][0], x0.z, x1.z, x0.w, x1.w, a0[i].z, a0[i].w);
                 mma16(acc[group][1], x0.x, x1.x, x0.y, x1.y, a1[i].x, a1[i].y);
