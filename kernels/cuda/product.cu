@@ -171,12 +171,15 @@ struct Product {
         }
     }
 
-    // The last block to see the sign takes it down.
     DEVICE void wait_for_x() const {
         u32 there;
         do {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(args.ready) : "memory");
         } while (!there);
+    }
+
+    // The last block that has seen the sign takes it down.
+    DEVICE void forget_x() const {
         if (atomicAdd(args.ready + 1, 1u) + 1 == gridDim.x) args.ready[1] = 0, args.ready[0] = 0;
     }
 
@@ -250,6 +253,8 @@ struct Product {
         for (u32 stage = 0; stage < stages; stage++) {
             copy_wait<STAGES - 2>();
             __syncthreads();
+            // Not sooner: blocks of the next product would lie where those of this one leave room, and so unevenly.
+            if (stage == stages / 2) let_dependents_start();
             copy_stage(stage + STAGES - 1);
             if (stage < chunks)
                 multiply_chunk(ring[stage % STAGES]);
@@ -257,6 +262,7 @@ struct Product {
                 multiply_lora(ring[stage % STAGES], stage);
         }
         copy_wait<0>();
+        if (args.ready && threadIdx.x == 0) forget_x();
         if (!waited) wait_for_primary();
         __syncthreads();
         finish((float*)ring);
@@ -335,7 +341,6 @@ template <u32 ROWS, u32 STAGES>
 DEVICE void product(const ProductArgs& args) {
     DYNAMIC_SHARED(shared);
     __shared__ LoraTasks tasks;
-    let_dependents_start();
     Product<ROWS, STAGES> product(args, shared, tasks);
     product.run();
 }
@@ -344,4 +349,3 @@ DEVICE void product(const ProductArgs& args) {
 KERNEL(PRODUCT_THREADS, 2) product8(const ProductArgs args) { product<8, 3>(args); }
 KERNEL(PRODUCT_THREADS, 2) product16(const ProductArgs args) { product<16, 3>(args); }
 KERNEL(PRODUCT_THREADS, 2) product32(const ProductArgs args) { product<32, 2>(args); }
-KERNEL(PRODUCT_THREADS, 2) product64(const ProductArgs args) { product<64, 2>(args); }

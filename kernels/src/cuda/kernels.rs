@@ -29,7 +29,7 @@ pub(super) struct Kernels {
     pub(super) shrink64: CudaFunction,
     pub(super) expand: CudaFunction,
     /// In the order of [`PRODUCT_ROWS`].
-    pub(super) product: [CudaFunction; 4],
+    pub(super) product: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -66,7 +66,7 @@ impl Kernels {
         let product = |rows: usize| {
             large("product.cu", &format!("product{rows}"), product_shared_bytes(rows))
         };
-        let [few, some, more, most] = PRODUCT_ROWS;
+        let [few, more, most] = PRODUCT_ROWS;
         let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
         let [small, medium, large] = HEAD_SIZES;
         Ok(Self {
@@ -79,7 +79,7 @@ impl Kernels {
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
             expand: find("expand.cu", "expand")?,
-            product: [product(few)?, product(some)?, product(more)?, product(most)?],
+            product: [product(few)?, product(more)?, product(most)?],
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,

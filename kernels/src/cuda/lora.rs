@@ -24,9 +24,11 @@ const SPLITS: usize = 8;
 const EXPAND_COLUMNS: usize = 256;
 /// Blocks of the expand for each multiprocessor.
 const EXPAND_BLOCKS: usize = 5;
-/// Blocks of the shrink for each multiprocessor, so that those of the product fit beside them, and how many tiles are
-/// reckoned with.
-const SHRINK_BLOCKS: usize = 1;
+/// Blocks of the shrink for each multiprocessor: one, so that those of our product fit beside it, or all that it holds
+/// beside cuBLASLt's, which leave no room. Blocks of a second wave would take as long as all others together.
+const SHRINK_BLOCKS_FEW: usize = 1;
+const SHRINK_BLOCKS: usize = 3;
+/// How many tiles are reckoned with.
 const USUAL_TILES: usize = 64;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;
@@ -129,7 +131,8 @@ impl CudaBackend {
             return 1;
         }
         let blocks = rows.min(USUAL_TILES) * lanes.div_ceil(BLOCK_LANES);
-        let room = SHRINK_BLOCKS * self.gpu.probe.multiprocessors / blocks;
+        let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
+        let room = each * self.gpu.probe.multiprocessors / blocks;
         let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);
         most.min(1 << room.max(1).ilog2())
     }

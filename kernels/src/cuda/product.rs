@@ -7,7 +7,7 @@ use super::kernel_args::{Lora, Product};
 use crate::error::{KernelError, Result};
 
 /// Rows that `product.cu` is compiled for; others are padded up to the next.
-pub(super) const PRODUCT_ROWS: [usize; 4] = [8, 16, 32, 64];
+pub(super) const PRODUCT_ROWS: [usize; 3] = [8, 16, 32];
 /// Outputs of a block.
 const OUTPUTS: usize = 128;
 /// K of a stage.
@@ -51,7 +51,7 @@ pub(super) fn three(widths: &[usize]) -> [u32; 3] {
 }
 
 impl CudaBackend {
-    /// Whether products of so many rows are made here rather than by cuBLASLt.
+    /// Whether products of so many rows are made here: with more, cuBLASLt is faster.
     pub(super) fn has_few(&self, rows: usize) -> bool {
         rows <= PRODUCT_ROWS[PRODUCT_ROWS.len() - 1] && self.gpu.probe.capability.0 >= CLUSTERS
     }
