@@ -10,7 +10,8 @@ use cudarc::nvrtc::Ptx;
 
 use super::compile::compile_all;
 use super::error::Context as _;
-use super::product::{PRODUCT_ROWS, product_shared_bytes};
+use super::probe::Probe;
+use super::product::{PRODUCT_ROWS, fits, product_shared_bytes};
 use crate::error::Result;
 
 /// Head sizes that attention is compiled for; others are padded up to the next.
@@ -40,14 +41,14 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// Compiles for `arch`, or takes what the folder `cache` holds.
+    /// Compiles for the device, or takes what the folder `cache` holds.
     pub(super) fn load(
         context: &Arc<CudaContext>,
-        arch: &str,
+        probe: &Probe,
         cache: Option<&Path>,
     ) -> Result<Self> {
         let mut modules = HashMap::new();
-        for compiled in compile_all(arch, cache)? {
+        for compiled in compile_all(&probe.arch(), cache)? {
             let module = context
                 .load_module(Ptx::from_binary(compiled.cubin))
                 .during(&format!("loading {}", compiled.name))?;
@@ -63,9 +64,9 @@ impl Kernels {
         };
         let prefill =
             |d: usize| large("prefill.cu", &format!("prefill{d}"), prefill_shared_bytes(d));
-        let product = |rows: usize| {
-            large("product.cu", &format!("product{rows}"), product_shared_bytes(rows))
-        };
+        // Where it does not fit it is not launched.
+        let room = |rows| if fits(probe.capability) { product_shared_bytes(rows) } else { 0 };
+        let product = |rows: usize| large("product.cu", &format!("product{rows}"), room(rows));
         let [few, more, most] = PRODUCT_ROWS;
         let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
         let [small, medium, large] = HEAD_SIZES;

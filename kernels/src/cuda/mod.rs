@@ -154,8 +154,7 @@ impl CudaBackend {
     pub fn new(options: CudaOptions) -> Result<Self> {
         let probe = probe(options.device)?;
         let gpu = Gpu::open(options.device, probe)?;
-        let kernels =
-            Kernels::load(&gpu.context, &gpu.probe.arch(), options.kernel_cache.as_deref())?;
+        let kernels = Kernels::load(&gpu.context, &gpu.probe, options.kernel_cache.as_deref())?;
         Ok(Self {
             device: DeviceInfo { name: gpu.probe.name.clone(), dtype: DType::Bf16 },
             counters: OpCounters::default(),

@@ -12,8 +12,6 @@ pub(super) const PRODUCT_ROWS: [usize; 3] = [8, 16, 32];
 const OUTPUTS: usize = 128;
 /// K of a stage.
 const CHUNK: usize = 128;
-/// First architecture with clusters, which small weights need to fill the device.
-const CLUSTERS: i32 = 9;
 /// What a site has of the signs between shrink and product.
 pub(super) const READY_BYTES: usize = 8;
 /// Blocks that share K, at most.
@@ -35,6 +33,12 @@ pub(super) struct FewRows<'a> {
     pub(super) lora: Option<(Lora, usize)>,
 }
 
+/// Whether a device has what `product.cu` needs: clusters, without which small weights do not fill it, and shared memory for
+/// two blocks on a multiprocessor. Those for desks, from 12 on, have less.
+pub(super) const fn fits(capability: (i32, i32)) -> bool {
+    matches!(capability.0, 9 | 10)
+}
+
 /// Stages of the ring, as `product.cu` has them.
 const fn stages(rows: usize) -> usize {
     if rows <= 16 { 3 } else { 2 }
@@ -53,7 +57,7 @@ pub(super) fn three(widths: &[usize]) -> [u32; 3] {
 impl CudaBackend {
     /// Whether products of so many rows are made here: with more, cuBLASLt is faster.
     pub(super) fn has_few(&self, rows: usize) -> bool {
-        rows <= PRODUCT_ROWS[PRODUCT_ROWS.len() - 1] && self.gpu.probe.capability.0 >= CLUSTERS
+        rows <= PRODUCT_ROWS[PRODUCT_ROWS.len() - 1] && fits(self.gpu.probe.capability)
     }
 
     /// Where the shrink of a site says that x is there. Each site of a step has its own place: kernels that start early may
