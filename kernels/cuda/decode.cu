@@ -51,8 +51,9 @@ struct KeyRows {
     }
 };
 
+// Not as constants: the kernel starts before the last key is there.
 DEVICE uint4 load_cached(const u16* p, bool valid) {
-    return valid ? __ldg((const uint4*)p) : make_uint4(0, 0, 0, 0);
+    return valid ? __ldcg((const uint4*)p) : make_uint4(0, 0, 0, 0);
 }
 
 DEVICE u32 lows(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
@@ -232,6 +233,8 @@ template <int D>
 DEVICE void decode(const DecodeArgs& args) {
     __shared__ Shared<D> shared;
     const DecodeItem item = args.items[blockIdx.x];
+    let_dependents_start();
+    wait_for_primary();
     if (item.end_key == 0) return;
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, d = args.cache.d;
     const u32 first_head = blockIdx.y * args.group + blockIdx.z * COLUMNS;

@@ -12,6 +12,8 @@ struct EmbedArgs {
 };
 
 KERNEL(256, 1) embed(const EmbedArgs args) {
+    let_dependents_start();
+    wait_for_primary();
     u32 token = args.tokens[blockIdx.x];
     if (token >> 31) token = args.sampled[token & 0x7fffffffu];
     // The host has checked the tokens that it knows; a drawn one is below the head's rows.

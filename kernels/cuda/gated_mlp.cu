@@ -47,6 +47,8 @@ struct Raw {
 
 // Grid: columns / 2048, rows.
 KERNEL(256, 1) gated_mlp(const GatedArgs args) {
+    let_dependents_start();
+    wait_for_primary();
     u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
     if (i >= args.ffn) return;
     float gate[8] = {}, up[8] = {};

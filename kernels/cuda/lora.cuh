@@ -29,12 +29,9 @@ struct Tile {
 
 struct Lora {
     const Tile* tiles;  // those past the last have no rows
-    void* h;           // what the shrink found, scaled: f32 [splits, rows, lane_stride]; without splits bf16, one split
-    u64 split_stride;  // elements from split to split
+    u16* h;             // what the shrink found, scaled: [rows, lane_stride]
     u32 lane_stride;
-    u32 splits;
     u32 site;  // layer * 4 + site
-    u32 unused;
 };
 
 // What the tile's adapter does at this site, if anything.
@@ -42,32 +39,6 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
     if (!tile.sites) return 0;
     const LoraSite* site = tile.sites + lora.site;
     return site->lanes ? site : 0;
-}
-
-// Sums over the splits of `COUNT` neighbouring lanes of a row, zeros unless `valid`. Loads of four splits are under way
-// at once.
-template <int COUNT>
-DEVICE void sum_splits(const Lora& lora, u32 row, u32 lane, bool valid, float (&sum)[COUNT]) {
-    const float* h = (const float*)lora.h + (u64)row * lora.lane_stride + lane;
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++) sum[i] = 0.0f;
-    for (u32 first = 0; first < lora.splits; first += 4) {
-        float part[4][COUNT];
-#pragma unroll
-        for (u32 s = 0; s < 4; s++) {
-            const float* from = h + (first + s) * lora.split_stride;
-            bool there = valid && first + s < lora.splits;
-#pragma unroll
-            for (u32 i = 0; i < COUNT; i += 2) {
-                float2 pair = there ? *(const float2*)(from + i) : make_float2(0.0f, 0.0f);
-                part[s][i] = pair.x, part[s][i + 1] = pair.y;
-            }
-        }
-#pragma unroll
-        for (u32 s = 0; s < 4; s++)
-#pragma unroll
-            for (u32 i = 0; i < COUNT; i++) sum[i] += part[s][i];
-    }
 }
 
 // Sixteen ranks (or the last eight, then zeros) of B for a warp's 32 columns.
@@ -97,31 +68,10 @@ struct FragmentH {
     DEVICE void load(const Lora& lora, const LoraPart& part, u32 k, u32 row, u32 rows) {
         const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
         a[0] = a[1] = a[2] = a[3] = 0;
-        if (!lora.splits) return load_whole(lora, part, k, row, rows);
-        if (k + 8 < stride) {
-            float up[4], down[4];
-            sum_splits(lora, row + g, part.lane + k + q * 4, g < rows, up);
-            a[0] = pack_bf16(up[0], up[1]), a[2] = pack_bf16(up[2], up[3]);
-            if (rows <= 8) return;
-            sum_splits(lora, row + g + 8, part.lane + k + q * 4, g + 8 < rows, down);
-            a[1] = pack_bf16(down[0], down[1]), a[3] = pack_bf16(down[2], down[3]);
-        } else if (k < stride) {
-            float up[2], down[2];
-            sum_splits(lora, row + g, part.lane + k + q * 2, g < rows, up);
-            a[0] = pack_bf16(up[0], up[1]);
-            if (rows <= 8) return;
-            sum_splits(lora, row + g + 8, part.lane + k + q * 2, g + 8 < rows, down);
-            a[1] = pack_bf16(down[0], down[1]);
-        }
-    }
-
-    // From bf16.
-    DEVICE void load_whole(const Lora& lora, const LoraPart& part, u32 k, u32 row, u32 rows) {
-        const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             const u32 r = g + 8 * half;
-            const u16* h = (const u16*)lora.h + (u64)(row + r) * lora.lane_stride + part.lane + k;
+            const u16* h = lora.h + (u64)(row + r) * lora.lane_stride + part.lane + k;
             if (r >= rows || k >= stride) continue;
             if (k + 8 < stride) {
                 uint2 ranks = *(const uint2*)(h + q * 4);

@@ -85,6 +85,31 @@ DEVICE void copy_async(void* shared, const void* global, bool valid) {
                  : "memory");
 }
 
+// All threads of a cluster, or of a block where the device knows none, have come here, and see what the others stored.
+DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// What lies there in the shared memory of a cluster's block.
+DEVICE float4 load_of_peer(const float* shared, u32 peer) {
+#if __CUDA_ARCH__ >= 900
+    u32 at;
+    float4 v;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(shared)), "r"(peer));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(at)
+                 : "memory");
+    return v;
+#else
+    return *(const float4*)shared;
+#endif
+}
+
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most `PENDING` committed groups are under way.

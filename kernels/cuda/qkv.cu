@@ -73,6 +73,8 @@ DEVICE void finish_row(const QkvArgs& args, const Head& head, u32 row, u32 posit
 
 // Grid: heads + 2 kv heads, rows / 4. A warp makes a row of a head.
 KERNEL(128, 1) qkv(const QkvArgs args) {
+    let_dependents_start();
+    wait_for_primary();
     const u32 row = blockIdx.y * 4 + threadIdx.x / 32, first = blockIdx.x * args.d;
     if (row >= args.rows) return;
     const u16* y = args.y + (u64)row * args.y_stride + first;

@@ -25,6 +25,8 @@ DEVICE float4 widen4(uint2 raw) {
 template <bool ADD>
 DEVICE void norm_row(const ResidualArgs& args) {
     __shared__ float sums[32];
+    let_dependents_start();
+    wait_for_primary();
     const u64 row = (u64)blockIdx.x * args.stride;
     float4 kept[MAX_KEPT];
     float sum = 0.0f;

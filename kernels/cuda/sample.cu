@@ -14,6 +14,8 @@ struct GatherArgs {
 
 // Grid: wanted rows.
 KERNEL(256, 1) gather(const GatherArgs args) {
+    let_dependents_start();
+    wait_for_primary();
     const uint4* from = (const uint4*)(args.x + (u64)args.rows[blockIdx.x] * args.stride);
     uint4* to = (uint4*)(args.out + (u64)blockIdx.x * args.stride);
     for (u32 i = threadIdx.x; i < args.stride / 8; i += blockDim.x) to[i] = from[i];
@@ -71,6 +73,8 @@ struct PickArgs {
 KERNEL(256, 1) pick(const PickArgs args) {
     __shared__ Part warps[8];
     __shared__ u32 last;
+    let_dependents_start();
+    wait_for_primary();
     const u32 row = blockIdx.y, task = args.tasks[row];
     if (task == SKIP) return;
     const float* logits = args.logits + (u64)row * args.stride;

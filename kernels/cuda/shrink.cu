@@ -1,4 +1,5 @@
-// h = scale * (x Aᵀ) for all parts of a site. Grid: tiles, lanes / 16, splits of K. Eight warps share a split's K.
+// h = scale * (x Aᵀ) for all parts of a site. Grid: tiles, lanes / 16, splits of K, which are a cluster. Eight warps share
+// a split's K.
 
 struct ShrinkArgs {
     Lora lora;
@@ -7,10 +8,16 @@ struct ShrinkArgs {
     u32 inputs;  // rounded up to 8; what lies past the true number is zero
     u32 chunk;   // K of a split, a multiple of 256
     u32 unused;
+    u32* ready;  // told that x is there, or null
 };
 
 DEVICE uint4 load16_or_zero(const u16* p, bool valid) {
     return valid ? __ldg((const uint4*)p) : make_uint4(0, 0, 0, 0);
+}
+
+// Of x, which is no constant: the kernel starts before it is there.
+DEVICE uint4 load16_late(const u16* p, bool valid) {
+    return valid ? __ldcg((const uint4*)p) : make_uint4(0, 0, 0, 0);
 }
 
 DEVICE float scale_of(const LoraSite* site, u32 lane) {
@@ -23,16 +30,28 @@ DEVICE float scale_of(const LoraSite* site, u32 lane) {
     return scale;
 }
 
+// Brings the block's share of A near: it lay there before x.
+DEVICE void prefetch_a(const ShrinkArgs& args, const LoraSite* site, u32 first_lane) {
+    const u32 lane = first_lane + threadIdx.x / 16, start = blockIdx.z * args.chunk;
+    const u32 end = min(start + args.chunk, args.inputs);
+    for (u32 k = start + threadIdx.x % 16 * 64; k < end; k += 16 * 64)
+        prefetch_l2(site->a + (u64)lane * args.inputs + k);
+}
+
 // `GROUPS` times 16 rows share each load of A, of which a lane has twice `AT_ONCE` under way.
 template <u32 GROUPS, u32 AT_ONCE>
 DEVICE void shrink_tile(const ShrinkArgs& args) {
-    __shared__ float sums[8][GROUPS * 16][LORA_LANES];
+    __shared__ __align__(16) float sums[8][GROUPS * 16][LORA_LANES];
+    let_dependents_start();
     const Lora& lora = args.lora;
     const Tile tile = lora.tiles[blockIdx.x];
     const LoraSite* site = site_of(lora, tile);
     const u32 first_lane = blockIdx.y * LORA_LANES;
+    if (site && first_lane + threadIdx.x / 16 < site->lanes) prefetch_a(args, site, first_lane);
+    wait_for_primary();
+    if (args.ready && threadIdx.x == 0 && blockIdx.x + blockIdx.y + blockIdx.z == 0)
+        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.ready), "r"(1) : "memory");
     if (!site || first_lane >= site->lanes) return;
-    let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 share = args.chunk / 8;
     const u32 start = blockIdx.z * args.chunk + warp * share;
@@ -59,8 +78,8 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
             for (u32 group = 0; group < GROUPS; group++) {
                 u32 r = group * 16 + g;
                 const u16* row = x + (u64)(group * 16) * args.x_stride + k;
-                uint4 x0 = load16_or_zero(row, inside && r < tile.rows);
-                uint4 x1 = load16_or_zero(row + (u64)8 * args.x_stride, inside && r + 8 < tile.rows);
+                uint4 x0 = load16_late(row, inside && r < tile.rows);
+                uint4 x1 = load16_late(row + (u64)8 * args.x_stride, inside && r + 8 < tile.rows);
                 mma16(acc[group][0], x0.x, x1.x, x0.y, x1.y, a0[i].x, a0[i].y);
                 mma16(acc[group][0], x0.z, x1.z, x0.w, x1.w, a0[i].z, a0[i].w);
                 mma16(acc[group][1], x0.x, x1.x, x0.y, x1.y, a1[i].x, a1[i].y);
@@ -80,18 +99,27 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
     }
     __syncthreads();
     for (u32 i = threadIdx.x; i < GROUPS * 16 * LORA_LANES; i += 256) {
-        u32 r = i / LORA_LANES, n = i % LORA_LANES, l = first_lane + n;
-        if (r >= tile.rows || l >= site->lanes) continue;
-        float sum = 0.0f;
+        float& sum = sums[0][i / LORA_LANES][i % LORA_LANES];
 #pragma unroll
-        for (u32 w = 0; w < 8; w++) sum += sums[w][r][n];
-        sum *= scale_of(site, l);
-        u64 at = (u64)(tile.first_row + r) * lora.lane_stride + l;
-        if (lora.splits)
-            ((float*)lora.h)[blockIdx.z * lora.split_stride + at] = sum;
-        else
-            ((u16*)lora.h)[at] = to_bf16(sum);
+        for (u32 w = 1; w < 8; w++) sum += sums[w][i / LORA_LANES][i % LORA_LANES];
     }
+    sync_cluster();
+    for (u32 i = threadIdx.x; blockIdx.z == 0 && i < GROUPS * 4 * LORA_LANES; i += 256) {
+        const u32 r = i / (LORA_LANES / 4), n = i % (LORA_LANES / 4) * 4, l = first_lane + n;
+        // Lanes come in eights.
+        if (r >= tile.rows || l >= site->lanes) continue;
+        float sum[4] = {};
+        for (u32 split = 0; split < gridDim.z; split++) {
+            const float4 part = load_of_peer(&sums[0][r][n], split);
+            sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
+        }
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) sum[k] *= scale_of(site, l + k);
+        *(uint2*)(lora.h + (u64)(tile.first_row + r) * lora.lane_stride + l) =
+            make_uint2(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]));
+    }
+    // Nobody leaves while another reads its sums.
+    sync_cluster();
 }
 
 // Tiles of up to 16 rows.

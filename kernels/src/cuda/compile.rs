@@ -14,10 +14,11 @@ use super::probe::{Library, require};
 use crate::error::{KernelError, Result};
 
 /// What every kernel starts with.
-const SHARED: [&str; 4] = [
+const SHARED: [&str; 5] = [
     include_str!("../../cuda/ptx.cuh"),
     include_str!("../../cuda/prelude.cuh"),
     include_str!("../../cuda/lora.cuh"),
+    include_str!("../../cuda/tasks.cuh"),
     include_str!("../../cuda/paged.cuh"),
 ];
 
@@ -36,13 +37,14 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 10] = sources![
+pub const SOURCES: [Source; 11] = sources![
     "embed.cu",
     "residual.cu",
     "qkv.cu",
     "gated_mlp.cu",
     "shrink.cu",
     "expand.cu",
+    "product.cu",
     "decode.cu",
     "prefill.cu",
     "sample.cu",

@@ -47,11 +47,13 @@ pub(super) struct Shape {
     pub(super) shared: usize,
     /// Starts, where the device can, while the kernel before it on the stream runs, and waits for its end by itself.
     pub(super) early: bool,
+    /// Blocks that are neighbours in x, y and z and read each other's shared memory, where the device knows that.
+    pub(super) cluster: [usize; 3],
 }
 
 impl Shape {
     pub(super) const fn new(grid: [usize; 3], threads: usize) -> Self {
-        Self { grid, threads, shared: 0, early: false }
+        Self { grid, threads, shared: 0, early: false, cluster: [1; 3] }
     }
 }
 
@@ -115,13 +117,25 @@ impl Gpu {
         }
         let [x, y, z] = shape.grid.map(|blocks| blocks as u32);
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
-        // SAFETY: the attribute is numbers, and its value the member that its name says. The driver copies attribute and
-        // parameter before it returns; the caller vouches for what the parameter points to.
+        use sys::CUlaunchAttributeID as Id;
+        // SAFETY: attributes are numbers, and their values the members that their names say. The driver copies attributes
+        // and parameter before it returns; the caller vouches for what the parameter points to.
         unsafe {
-            let mut attribute: sys::CUlaunchAttribute = std::mem::zeroed();
-            attribute.id =
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-            attribute.value.programmaticStreamSerializationAllowed = 1;
+            let mut attributes: [sys::CUlaunchAttribute; 2] = std::mem::zeroed();
+            let mut count = 0;
+            if shape.early && self.probe.capability.0 >= 9 {
+                attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+                attributes[count].value.programmaticStreamSerializationAllowed = 1;
+                count += 1;
+            }
+            if shape.cluster != [1; 3] {
+                let [x, y, z] = shape.cluster.map(|blocks| blocks as u32);
+                attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+                attributes[count].value.clusterDim.x = x;
+                attributes[count].value.clusterDim.y = y;
+                attributes[count].value.clusterDim.z = z;
+                count += 1;
+            }
             let config = sys::CUlaunchConfig {
                 gridDimX: x,
                 gridDimY: y,
@@ -131,8 +145,8 @@ impl Gpu {
                 blockDimZ: 1,
                 sharedMemBytes: shape.shared as u32,
                 hStream: stream.cu_stream(),
-                attrs: &raw mut attribute,
-                numAttrs: u32::from(shape.early && self.probe.capability.0 >= 9),
+                attrs: attributes.as_mut_ptr(),
+                numAttrs: count as u32,
             };
             let none = std::ptr::null_mut();
             sys::cuLaunchKernelEx(&config, function.cu_function(), parameters.as_mut_ptr(), none)

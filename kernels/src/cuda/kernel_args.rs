@@ -8,11 +8,8 @@ use super::gpu::KernelArgs;
 pub(super) struct Lora {
     pub(super) tiles: u64,
     pub(super) h: u64,
-    pub(super) split_stride: u64,
     pub(super) lane_stride: u32,
-    pub(super) splits: u32,
     pub(super) site: u32,
-    pub(super) unused: u32,
 }
 
 /// `EmbedArgs`.
@@ -96,6 +93,26 @@ pub(super) struct Shrink {
     pub(super) x_stride: u32,
     pub(super) inputs: u32,
     pub(super) chunk: u32,
+    pub(super) unused: u32,
+    pub(super) ready: u64,
+}
+
+/// `ProductArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Product {
+    pub(super) lora: Lora,
+    pub(super) x: u64,
+    pub(super) weight: u64,
+    pub(super) y: u64,
+    pub(super) ready: u64,
+    pub(super) rows: u32,
+    pub(super) inputs: u32,
+    pub(super) stride: u32,
+    pub(super) shares: u32,
+    pub(super) wide: u32,
+    pub(super) tiles: u32,
+    pub(super) widths: [u32; 3],
     pub(super) unused: u32,
 }
 
@@ -206,9 +223,10 @@ kernel_args! {
     Embed: 48,
     Residual: 64,
     Qkv: 128,
-    Gated: 88,
-    Shrink: 64,
-    Expand: 72,
+    Gated: 72,
+    Shrink: 56,
+    Product: 96,
+    Expand: 56,
     Decode: 104,
     Prefill: 80,
     Gather: 32,

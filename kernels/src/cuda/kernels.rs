@@ -10,6 +10,8 @@ use cudarc::nvrtc::Ptx;
 
 use super::compile::compile_all;
 use super::error::Context as _;
+use super::probe::Probe;
+use super::product::{PRODUCT_ROWS, fits, product_shared_bytes};
 use crate::error::Result;
 
 /// Head sizes that attention is compiled for; others are padded up to the next.
@@ -27,6 +29,8 @@ pub(super) struct Kernels {
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
     pub(super) expand: CudaFunction,
+    /// In the order of [`PRODUCT_ROWS`].
+    pub(super) product: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -37,28 +41,33 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// Compiles for `arch`, or takes what the folder `cache` holds.
+    /// Compiles for the device, or takes what the folder `cache` holds.
     pub(super) fn load(
         context: &Arc<CudaContext>,
-        arch: &str,
+        probe: &Probe,
         cache: Option<&Path>,
     ) -> Result<Self> {
         let mut modules = HashMap::new();
-        for compiled in compile_all(arch, cache)? {
+        for compiled in compile_all(&probe.arch(), cache)? {
             let module = context
                 .load_module(Ptx::from_binary(compiled.cubin))
                 .during(&format!("loading {}", compiled.name))?;
             modules.insert(compiled.name, module);
         }
         let find = |source: &str, kernel: &str| find(&modules, source, kernel);
-        let prefill = |d: usize| {
-            let kernel = find("prefill.cu", &format!("prefill{d}"))?;
-            let shared = prefill_shared_bytes(d) as i32;
-            kernel
-                .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-                .during("taking shared memory for prefill")?;
-            Ok(kernel)
+        let large = |source: &str, kernel: &str, shared: usize| {
+            let function = find(source, kernel)?;
+            function
+                .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
+                .during(&format!("taking shared memory for {kernel}"))?;
+            Ok(function)
         };
+        let prefill =
+            |d: usize| large("prefill.cu", &format!("prefill{d}"), prefill_shared_bytes(d));
+        // Where it does not fit it is not launched.
+        let room = |rows| if fits(probe.capability) { product_shared_bytes(rows) } else { 0 };
+        let product = |rows: usize| large("product.cu", &format!("product{rows}"), room(rows));
+        let [few, more, most] = PRODUCT_ROWS;
         let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
         let [small, medium, large] = HEAD_SIZES;
         Ok(Self {
@@ -71,6 +80,7 @@ impl Kernels {
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
             expand: find("expand.cu", "expand")?,
+            product: [product(few)?, product(more)?, product(most)?],
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,

@@ -54,7 +54,7 @@ impl CudaBackend {
         out: &Buffer,
     ) -> Result<()> {
         let args = self.residual_args((residual, weight, out), eps)?;
-        let shape = norm_shape(residual, self.step.counts.rows)?;
+        let shape = self.norm_shape(residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is not read.
         unsafe { self.gpu.launch(&self.kernels.rms_norm, &self.gpu.compute, shape, &args) }
     }
@@ -127,7 +127,7 @@ impl CudaBackend {
             unused: 0,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let shape = Shape::new([heads, rows.div_ceil(QKV_ROWS), 1], 128);
+        let shape = self.chained([heads, rows.div_ceil(QKV_ROWS), 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(&self.kernels.qkv, &self.gpu.compute, shape, &args) }
     }
@@ -141,7 +141,7 @@ impl CudaBackend {
         args.y = queued.y;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
-        let shape = norm_shape(op.residual, rows)?;
+        let shape = self.norm_shape(op.residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
         unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
     }
@@ -166,7 +166,7 @@ impl CudaBackend {
         let (kernel, shape) = match queued.tiles {
             0 => {
                 let grid = [ffn.div_ceil(GATED_COLUMNS), rows, 1];
-                (&self.kernels.gated_mlp, Shape::new(grid, 256))
+                (&self.kernels.gated_mlp, self.chained(grid, 256))
             }
             tiles => {
                 let grid = [ffn.div_ceil(EXPAND_COLUMNS), tiles, 1];
@@ -176,18 +176,19 @@ impl CudaBackend {
         // SAFETY: shapes are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
-}
 
-/// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as many
-/// as it can keep, so that more rows fit on the device.
-fn norm_shape(residual: &Buffer, rows: usize) -> Result<Shape> {
-    if residual.stride > NORM_COLUMNS {
-        return Err(KernelError::Unsupported(format!(
-            "a hidden size of {} (the most is {NORM_COLUMNS})",
-            residual.width
-        )));
+    /// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as
+    /// many as it can keep, so that more rows fit on the device.
+    fn norm_shape(&self, residual: &Buffer) -> Result<Shape> {
+        if residual.stride > NORM_COLUMNS {
+            return Err(KernelError::Unsupported(format!(
+                "a hidden size of {} (the most is {NORM_COLUMNS})",
+                residual.width
+            )));
+        }
+        let rows = self.step.counts.rows;
+        let columns = if rows <= MANY_ROWS { 4 } else { 16 };
+        let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
+        Ok(self.chained([rows, 1, 1], threads))
     }
-    let columns = if rows <= MANY_ROWS { 4 } else { 16 };
-    let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
-    Ok(Shape::new([rows, 1, 1], threads))
 }

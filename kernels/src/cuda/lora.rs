@@ -6,6 +6,7 @@ use super::gemm::{Operands, Product};
 use super::gpu::Shape;
 use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
+use super::product::{FewRows, three};
 use super::step::{LARGE_TILE, MOST_SMALL};
 use super::weights::{Linear, product_rows};
 use crate::error::Result;
@@ -23,9 +24,11 @@ const SPLITS: usize = 8;
 const EXPAND_COLUMNS: usize = 256;
 /// Blocks of the expand for each multiprocessor.
 const EXPAND_BLOCKS: usize = 5;
-/// Blocks of the shrink that a multiprocessor holds, and how many tiles are reckoned with: blocks of a second wave would
-/// take as long as all others together.
+/// Blocks of the shrink for each multiprocessor: one, so that those of our product fit beside it, or all that it holds
+/// beside cuBLASLt's, which leave no room. Blocks of a second wave would take as long as all others together.
+const SHRINK_BLOCKS_FEW: usize = 1;
 const SHRINK_BLOCKS: usize = 3;
+/// How many tiles are reckoned with.
 const USUAL_TILES: usize = 64;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;
@@ -50,11 +53,6 @@ pub(super) struct Queued {
     pub(super) lora: Lora,
 }
 
-/// Widths of the parts as kernels take them.
-fn three(widths: &[usize]) -> [u32; 3] {
-    std::array::from_fn(|part| widths.get(part).map_or(0, |&width| width as u32))
-}
-
 impl CudaBackend {
     /// Queues `x Wᵀ`, and beside it the shrink of the adapters that change the site. x is `[rows, inputs]`.
     pub(super) fn product(
@@ -74,15 +72,28 @@ impl CudaBackend {
         }
         let y = self.work.products.address();
         let lanes = self.step.lanes[place.site as usize];
-        // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
-        let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
-        let mut queued = Queued { y, y_stride: outputs, lora: Lora::default(), tiles: 0, delta: 0 };
         if lanes > 0 {
             self.count(place);
             self.reserve_lanes(lanes)?;
-            queued.lora = self.lora(place, inputs);
+        }
+        let lora = self.lora(place);
+        let operands = Operands { x, weight: weight.weight.address(), y };
+        if self.has_few(rows) {
+            let mut product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
+            if lanes > 0 {
+                product.lora = Some((lora, self.step.counts.tiles));
+                self.shrink(lora, (x, inputs), lanes)?;
+            }
+            // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
+            unsafe { self.few_rows(product, operands)? };
+            return Ok(Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 });
+        }
+        // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
+        let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
+        let mut queued = Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 };
+        if lanes > 0 {
             self.gpu.fork()?;
-            self.shrink(queued.lora, (x, inputs), lanes)?;
+            self.shrink(lora, (x, inputs), lanes)?;
             if fused {
                 queued.tiles = self.step.counts.tiles;
             } else {
@@ -91,49 +102,49 @@ impl CudaBackend {
                     self.graphs.forget()?;
                 }
                 queued.delta = self.work.deltas.address();
-                self.expand(queued.lora, widths, outputs)?;
+                self.expand(lora, widths, outputs)?;
             }
         }
         let product = Product { rows, inputs, outputs, wide: false };
-        // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
-        unsafe { self.gemm.run(product, Operands { x, weight: weight.weight.address(), y })? };
+        // SAFETY: as above.
+        unsafe { self.gemm.run(product, operands)? };
         if lanes > 0 {
             self.gpu.join()?;
         }
         Ok(queued)
     }
 
-    fn lora(&self, place: Place, inputs: usize) -> Lora {
+    fn lora(&self, place: Place) -> Lora {
         let places = self.step.counts.places();
-        let meta = |words: usize| self.work.meta.address() + 4 * words as u64;
-        let rows = self.step.counts.rows;
-        let splits = if rows <= MOST_SMALL {
-            let blocks =
-                rows.min(USUAL_TILES) * self.step.lanes[place.site as usize].div_ceil(BLOCK_LANES);
-            let room = SHRINK_BLOCKS * self.gpu.probe.multiprocessors / blocks;
-            let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);
-            most.min(1 << room.max(1).ilog2())
-        } else {
-            0
-        };
         Lora {
-            tiles: meta(places.tiles),
+            tiles: self.meta(places.tiles),
             h: self.work.shrunk.address(),
-            split_stride: (rows * self.work.lanes) as u64,
             lane_stride: self.work.lanes as u32,
-            splits: splits as u32,
             site: place.site.slot(place.layer) as u32,
-            unused: 0,
         }
     }
 
-    /// Queues `h = scale * (x Aᵀ)` on the side stream.
+    /// Blocks that share a tile's K in a shrink.
+    fn splits(&self, inputs: usize, lanes: usize) -> usize {
+        let rows = self.step.counts.rows;
+        if rows > MOST_SMALL || self.gpu.probe.capability.0 < 9 {
+            return 1;
+        }
+        let blocks = rows.min(USUAL_TILES) * lanes.div_ceil(BLOCK_LANES);
+        let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
+        let room = each * self.gpu.probe.multiprocessors / blocks;
+        let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);
+        most.min(1 << room.max(1).ilog2())
+    }
+
+    /// Queues `h = scale * (x Aᵀ)`: on the side stream, or before a product of few rows, which it tells that x is there.
     fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
-        let splits = lora.splits.max(1) as usize;
+        let splits = self.splits(inputs, lanes);
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
         let large = self.step.tile_rows() == LARGE_TILE;
         let kernel = if large { &self.kernels.shrink64 } else { &self.kernels.shrink16 };
+        let few = self.has_few(self.step.counts.rows);
         let args = Shrink {
             lora,
             x,
@@ -141,10 +152,14 @@ impl CudaBackend {
             inputs: inputs as u32,
             chunk: chunk as u32,
             unused: 0,
+            ready: if few { self.ready(lora.site) } else { 0 },
         };
+        let stream = if few { &self.gpu.compute } else { &self.gpu.side };
+        let shape = Shape { cluster: [1, 1, splits], ..self.chained(grid, 256) };
         // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
-        // h has room for the splits (`reserve_lanes`); nothing else uses h between fork and join.
-        unsafe { self.gpu.launch(kernel, &self.gpu.side, Shape::new(grid, 256), &args) }
+        // h has room for the step's rows (`reserve_lanes`); nothing else uses h between fork and join, or before the
+        // product that follows.
+        unsafe { self.gpu.launch(kernel, stream, shape, &args) }
     }
 
     /// Queues `delta = h Bᵀ` behind the shrink.
@@ -171,8 +186,8 @@ impl CudaBackend {
     /// Makes room for the shrink of adapters with `lanes` lanes a site.
     pub(super) fn reserve_lanes(&mut self, lanes: usize) -> Result<()> {
         let lanes = lanes.max(LEAST_LANES).max(self.work.lanes).next_multiple_of(BLOCK_LANES);
-        let rows = self.most_rows.max(SPLITS * MOST_SMALL);
-        let moved = self.work.shrunk.reserve(&self.gpu, rows * lanes * 4, "LoRA's shrink")?;
+        let rows = self.most_rows.max(MOST_SMALL);
+        let moved = self.work.shrunk.reserve(&self.gpu, rows * lanes * 2, "LoRA's shrink")?;
         if moved || lanes != self.work.lanes {
             self.graphs.forget()?;
         }

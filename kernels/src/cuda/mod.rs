@@ -7,7 +7,7 @@
 //! | `gpu`, `memory`, `staging` | streams and launches, allocations, copies from the host |
 //! | `weights`, `adapter`, `copier` | what lies on the device, how adapters are packed, and how they come there |
 //! | `step` | a step's metadata as one block that kernels and graphs find their way in |
-//! | `gemm`, `lora`, `layers`, `attention`, `sample` | the operations |
+//! | `gemm`, `product`, `lora`, `layers`, `attention`, `sample` | the operations |
 //! | `graphs` | steps that are replayed |
 //!
 //! What it must never do: call a library before [`probe`] has found it (cudarc panics), allocate in a step once shapes
@@ -27,6 +27,7 @@ mod layers;
 mod lora;
 mod memory;
 mod probe;
+mod product;
 mod results;
 mod sample;
 mod staging;
@@ -62,6 +63,7 @@ use gpu::{Gpu, Shape};
 use graphs::{Graphs, Start};
 use kernels::Kernels;
 use memory::{Block, Workspace, padded};
+use product::READY_BYTES;
 use sample::Sampler;
 use staging::{Letters, Staging};
 use step::StepState;
@@ -129,9 +131,11 @@ struct Work {
     products: Workspace,
     /// What LoRA adds to products where rows are few, bf16.
     deltas: Workspace,
-    /// Results of the shrink, f32, or bf16 where rows are many, with `lanes` to a row.
+    /// Results of the shrink, bf16, with `lanes` to a row.
     shrunk: Workspace,
     lanes: usize,
+    /// By what products that start before the shrink's end know that x is there: two words a site, zero between steps.
+    ready: Workspace,
     /// Decode attention's partial results and how many have arrived.
     sums: Workspace,
     stats: Workspace,
@@ -153,8 +157,7 @@ impl CudaBackend {
     pub fn new(options: CudaOptions) -> Result<Self> {
         let probe = probe(options.device)?;
         let gpu = Gpu::open(options.device, probe)?;
-        let kernels =
-            Kernels::load(&gpu.context, &gpu.probe.arch(), options.kernel_cache.as_deref())?;
+        let kernels = Kernels::load(&gpu.context, &gpu.probe, options.kernel_cache.as_deref())?;
         Ok(Self {
             device: DeviceInfo { name: gpu.probe.name.clone(), dtype: DType::Bf16 },
             counters: OpCounters::default(),
@@ -339,6 +342,10 @@ impl Backend for CudaBackend {
         self.gpu.bind()?;
         let lanes = adapter.sites.iter().flatten().map(|site| site.lanes).max().unwrap_or(0);
         self.reserve_lanes(lanes)?;
+        let signs = adapter.sites.len() * READY_BYTES;
+        if self.work.ready.reserve(&self.gpu, signs, "signs between kernels")? {
+            self.graphs.forget()?;
+        }
         Adapter::upload(&self.gpu, (&self.copier, &self.room), adapter, &self.idle)
     }
 

@@ -13,6 +13,7 @@ use super::gemm::{Operands, Product};
 use super::gpu::Shape;
 use super::kernel_args::{Gather, Pick};
 use super::memory::{Workspace, padded};
+use super::product::FewRows;
 use super::results::{Results, Task};
 use super::weights::{Buffer, Linear};
 use crate::args::{SampleRow, StepOutput};
@@ -191,9 +192,16 @@ impl CudaBackend {
             unsafe { self.gpu.launch(&self.kernels.gather, &self.gpu.compute, shape, &args)? };
             x = sampler.gathered.address();
         }
-        let product = Product { rows: rows.len(), inputs: stride, outputs, wide: true };
         let operands = Operands { x, weight: head.weight.address(), y: sampler.logits.address() };
-        // SAFETY: the shapes are those of the head and of what was reserved.
+        if self.has_few(rows.len()) {
+            let widths = &[head.outputs];
+            let (rows, inputs) = (rows.len(), stride);
+            let product = FewRows { rows, inputs, widths, outputs, wide: true, lora: None };
+            // SAFETY: the shapes are those of the head and of what was reserved.
+            return unsafe { self.few_rows(product, operands) };
+        }
+        let product = Product { rows: rows.len(), inputs: stride, outputs, wide: true };
+        // SAFETY: as above.
         unsafe { self.gemm.run(product, operands) }
     }
 

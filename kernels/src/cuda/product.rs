@@ -1,0 +1,124 @@
+//! Products of few rows, by `product.cu`: as fast as memory gives W, with what LoRA adds.
+
+use super::CudaBackend;
+use super::gemm::Operands;
+use super::gpu::Shape;
+use super::kernel_args::{Lora, Product};
+use crate::error::{KernelError, Result};
+
+/// Rows that `product.cu` is compiled for; others are padded up to the next.
+pub(super) const PRODUCT_ROWS: [usize; 3] = [8, 16, 32];
+/// Outputs of a block.
+const OUTPUTS: usize = 128;
+/// K of a stage.
+const CHUNK: usize = 128;
+/// What a site has of the signs between shrink and product.
+pub(super) const READY_BYTES: usize = 8;
+/// Blocks that share K, at most.
+const MOST_SHARES: usize = 4;
+
+/// `y = x Wᵀ`, with LoRA or without.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FewRows<'a> {
+    pub(super) rows: usize,
+    /// Padded, as W is.
+    pub(super) inputs: usize,
+    /// Widths of the parts.
+    pub(super) widths: &'a [usize],
+    /// Padded.
+    pub(super) outputs: usize,
+    /// y in f32 instead of bf16.
+    pub(super) wide: bool,
+    /// What the shrink finds, and how many tiles there may be.
+    pub(super) lora: Option<(Lora, usize)>,
+}
+
+/// Whether a device has what `product.cu` needs: clusters, without which small weights do not fill it, and shared memory for
+/// two blocks on a multiprocessor. Those for desks, from 12 on, have less.
+pub(super) const fn fits(capability: (i32, i32)) -> bool {
+    matches!(capability.0, 9 | 10)
+}
+
+/// Stages of the ring, as `product.cu` has them.
+const fn stages(rows: usize) -> usize {
+    if rows <= 16 { 3 } else { 2 }
+}
+
+/// What the ring of the kernel for `rows` rows takes.
+pub(super) const fn product_shared_bytes(rows: usize) -> usize {
+    stages(rows) * (OUTPUTS + rows) * CHUNK * 2
+}
+
+/// Widths of the parts as kernels take them.
+pub(super) fn three(widths: &[usize]) -> [u32; 3] {
+    std::array::from_fn(|part| widths.get(part).map_or(0, |&width| width as u32))
+}
+
+impl CudaBackend {
+    /// Whether products of so many rows are made here: with more, cuBLASLt is faster.
+    pub(super) fn has_few(&self, rows: usize) -> bool {
+        rows <= PRODUCT_ROWS[PRODUCT_ROWS.len() - 1] && fits(self.gpu.probe.capability)
+    }
+
+    /// Where the shrink of a site says that x is there. Each site of a step has its own place: kernels that start early may
+    /// run beside those of sites before.
+    pub(super) fn ready(&self, site: u32) -> u64 {
+        self.work.ready.address() + u64::from(site) * READY_BYTES as u64
+    }
+
+    /// The shape of a kernel that waits by itself for the one before. It starts early where its neighbours are launched
+    /// one by one on the same stream.
+    pub(super) fn chained(&self, grid: [usize; 3], threads: usize) -> Shape {
+        Shape { early: self.has_few(self.step.counts.rows), ..Shape::new(grid, threads) }
+    }
+
+    /// Queues a product of few rows behind what makes x, or behind the shrink.
+    ///
+    /// # Safety
+    ///
+    /// The operands have the product's shapes, and live until it has run.
+    pub(super) unsafe fn few_rows(&self, product: FewRows<'_>, operands: Operands) -> Result<()> {
+        let FewRows { rows, inputs, widths, outputs, wide, lora } = product;
+        let Some(variant) = PRODUCT_ROWS.iter().position(|&most| rows <= most) else {
+            return Err(KernelError::Unsupported(format!("a product of few rows over {rows}")));
+        };
+        let blocks: usize = widths.iter().map(|width| width.div_ceil(OUTPUTS)).sum();
+        let shares = self.shares(blocks);
+        let args = Product {
+            lora: lora.map_or_else(Lora::default, |(lora, _)| lora),
+            x: operands.x,
+            weight: operands.weight,
+            y: operands.y,
+            ready: lora.map_or(0, |(lora, _)| self.ready(lora.site)),
+            rows: rows as u32,
+            inputs: inputs as u32,
+            stride: outputs as u32,
+            shares: shares as u32,
+            wide: wide.into(),
+            tiles: lora.map_or(0, |(_, tiles)| tiles) as u32,
+            widths: three(widths),
+            unused: 0,
+        };
+        let shape = Shape {
+            shared: product_shared_bytes(PRODUCT_ROWS[variant]),
+            early: true,
+            cluster: [shares, 1, 1],
+            ..Shape::new([blocks * shares, 1, 1], 256)
+        };
+        // SAFETY: the caller vouches for the operands. W, tiles and B lay there before the step; what the kernels before
+        // it make it waits for.
+        unsafe { self.gpu.launch(&self.kernels.product[variant], &self.gpu.compute, shape, &args) }
+    }
+
+    /// Blocks that share K, so that all multiprocessors read: all blocks at once if K is cut in four, two turns in two.
+    fn shares(&self, blocks: usize) -> usize {
+        let room = 2 * self.gpu.probe.multiprocessors;
+        if blocks * MOST_SHARES <= room {
+            MOST_SHARES
+        } else if blocks <= room {
+            2
+        } else {
+            1
+        }
+    }
+}
