@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 pub use bytes::AlignedBytes;
 pub use int8::{INT8_BLOCK, Int8Blocks};
-pub(crate) use int8::{INT8_MOST, largest};
+pub(crate) use int8::{INT8_MOST, largest, nearest};
 
 use crate::error::{KernelError, Result};
 

@@ -7,7 +7,7 @@ use crate::cpu::pointwise::rows_of;
 use crate::cpu::pool::Pool;
 use crate::cpu::shared::SharedMut;
 use crate::error::Result;
-use crate::weights::{INT8_BLOCK, INT8_MOST, largest};
+use crate::weights::{INT8_BLOCK, INT8_MOST, largest, nearest};
 
 /// Elements that take less time to round than another thread takes to wake.
 const PER_TASK: usize = 16 * 1024;
@@ -152,14 +152,12 @@ impl Task for Quantize {
 /// Rounds a block. What is not finite makes the scale so.
 #[inline(always)]
 fn quantize(values: &[f32; INT8_BLOCK]) -> ([i8; INT8_BLOCK], BlockScale) {
-    /// Adding it rounds to the nearest integer, which the lowest bits then hold.
-    const ROUND: f32 = 12_582_912.0;
     let most = largest(values);
     let inverse = if most > 0.0 { INT8_MOST / most } else { 0.0 };
     let mut rounded = [0; INT8_BLOCK];
     let mut sum = 0;
     for (to, x) in rounded.iter_mut().zip(values) {
-        let value = (x * inverse + ROUND).to_bits() as i8;
+        let value = nearest(x * inverse);
         *to = value;
         sum += i32::from(value);
     }
