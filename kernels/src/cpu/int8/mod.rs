@@ -5,7 +5,7 @@
 //! | `pack` | weights in panels |
 //! | `rows` | activations, rounded when a product begins |
 //! | `dot` | the instructions that multiply bytes |
-//! | `tile` | the register tile over them |
+//! | `tile`, `strip` | the register tile over them; a strip of panels in tiles |
 //!
 //! The products of a block are summed in integers, exactly; blocks are summed in f32 in order of k. So an output does not
 //! depend on how many rows or panels are computed together, nor, but for the rounding of a fused multiply-add, on the
@@ -14,6 +14,7 @@
 mod dot;
 mod pack;
 mod rows;
+mod strip;
 mod tile;
 
 pub(crate) use dot::Dots;
