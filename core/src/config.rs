@@ -14,6 +14,8 @@ pub struct EngineConfig {
     pub served_model_name: Option<String>,
     /// `None` follows the checkpoint: bf16 for 16-bit files, f32 for f32 ones.
     pub dtype: Option<DType>,
+    /// How the weights of linear layers are held; `None` is in `dtype`.
+    pub quantization: Option<Quantization>,
     /// Where to compute.
     pub device: Device,
     /// Threads of the CPU backend; `None` takes one a core.
@@ -43,6 +45,7 @@ impl EngineConfig {
             model: model.into(),
             served_model_name: None,
             dtype: None,
+            quantization: None,
             device: Device::Auto,
             threads: None,
             max_model_len: None,
@@ -55,6 +58,13 @@ impl EngineConfig {
             dummy_weights: false,
         }
     }
+}
+
+/// Weights in fewer bits than they are computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8 bits, 32 neighbours to a scale.
+    Int8,
 }
 
 /// Which backend computes.

@@ -34,7 +34,8 @@ pub mod tokenizer;
 
 pub use adapter::{Adapter, AdapterManager};
 pub use config::{
-    CacheConfig, CacheSize, Device, EngineConfig, LoraConfig, PoolSize, SchedulerConfig,
+    CacheConfig, CacheSize, Device, EngineConfig, LoraConfig, PoolSize, Quantization,
+    SchedulerConfig,
 };
 pub use engine::{EngineHandle, OutputStream, PauseMode};
 pub use error::{Error, ErrorKind, Result};

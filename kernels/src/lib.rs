@@ -31,5 +31,6 @@ pub use backend::{
 };
 pub use error::{KernelError, Result};
 pub use weights::{
-    AlignedBytes, DType, HostData, HostTensor, LoraPart, LoraWeights, PackedAdapter, Part, Site,
+    AlignedBytes, DType, HostData, HostTensor, INT8_BLOCK, Int8Blocks, LoraPart, LoraWeights,
+    PackedAdapter, Part, Site,
 };

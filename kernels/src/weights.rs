@@ -1,10 +1,13 @@
 //! Weights on the host: what loaders produce and what backends pack.
 
 mod bytes;
+mod int8;
 
 use half::{bf16, f16};
 
 pub use bytes::AlignedBytes;
+pub use int8::{INT8_BLOCK, Int8Blocks};
+pub(crate) use int8::{INT8_MOST, largest, nearest};
 
 use crate::error::{KernelError, Result};
 
@@ -38,6 +41,8 @@ pub enum HostData {
     Bf16(Vec<bf16>),
     /// Half precision.
     F16(Vec<f16>),
+    /// 8 bits; rows are filled up to whole blocks.
+    Int8(Int8Blocks),
 }
 
 /// A matrix (or a vector: one row) on the host, as a checkpoint stores it: `[rows, cols]`, row-major.
@@ -57,17 +62,22 @@ impl HostTensor {
         Self::new(rows, cols, HostData::F32(values))
     }
 
-    /// Wraps elements of any type. Fails when the count is not `rows * cols`.
+    /// Wraps elements of any type. Fails when the count is not `rows * cols`, in whole blocks where they come in blocks.
     pub fn new(rows: usize, cols: usize, data: HostData) -> Result<Self> {
+        let mut expected = rows * cols;
         let found = match &data {
             HostData::F32(v) => v.len(),
             HostData::Bf16(v) => v.len(),
             HostData::F16(v) => v.len(),
+            HostData::Int8(blocks) => {
+                expected = rows * cols.next_multiple_of(INT8_BLOCK);
+                blocks.values.len().min(blocks.scales.len() * INT8_BLOCK)
+            }
         };
-        if found != rows * cols {
+        if found != expected {
             return Err(KernelError::Shape {
                 what: "host tensor".into(),
-                expected: format!("{} elements for [{rows}, {cols}]", rows * cols),
+                expected: format!("{expected} elements for [{rows}, {cols}]"),
                 found: format!("{found}"),
             });
         }
@@ -80,6 +90,7 @@ impl HostTensor {
             HostData::F32(v) => v[index],
             HostData::Bf16(v) => v[index].to_f32(),
             HostData::F16(v) => v[index].to_f32(),
+            HostData::Int8(v) => v.at((index / self.cols, index % self.cols), self.cols),
         }
     }
 
@@ -90,7 +101,20 @@ impl HostTensor {
             HostData::F32(v) => out.copy_from_slice(&v[span]),
             HostData::Bf16(v) => widen(&v[span], out, |x| x.to_f32()),
             HostData::F16(v) => widen(&v[span], out, |x| x.to_f32()),
+            HostData::Int8(v) => {
+                out.iter_mut().enumerate().for_each(|(col, to)| *to = v.at((row, col), self.cols));
+            }
         }
+    }
+
+    /// The same matrix in 8 bits, made by `threads` threads; as it is where it is in 8 bits already.
+    pub fn to_int8(&self, threads: usize) -> Self {
+        if matches!(self.data, HostData::Int8(_)) {
+            return self.clone();
+        }
+        let read = |row: usize, out: &mut [f32]| self.row_f32(row, out);
+        let blocks = Int8Blocks::quantize((self.rows, self.cols), threads, read);
+        Self { rows: self.rows, cols: self.cols, data: HostData::Int8(blocks) }
     }
 
     /// All elements, widened.

@@ -62,6 +62,7 @@ fn wide_cases() -> Vec<Case> {
         name: name.into(),
         shape,
         host: DType::Bf16,
+        int8: false,
         block_size: 16,
         adapters: vec![[16; 7], [8; 7], [33; 7]],
         mix: Mix::Gaps,

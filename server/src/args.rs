@@ -90,6 +90,10 @@ pub struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<ModelDtype>,
+    /// Hold the weights of linear layers in fewer bits: `int8`, for the CPU (default: as --dtype says)
+    #[arg(long, short = 'q')]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<QuantizationName>,
     /// Where to compute (default: auto)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -241,6 +245,14 @@ pub enum ModelDtype {
     #[value(alias = "float")]
     #[serde(alias = "float")]
     Float32,
+}
+
+/// How weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantizationName {
+    /// 8 bits, 32 neighbours to a scale.
+    Int8,
 }
 
 /// Where to compute.

@@ -20,6 +20,39 @@ pub(crate) struct Tolerance {
     pub(crate) probability: f64,
 }
 
+/// How near answers are to the golden ones.
+#[derive(Debug)]
+pub(crate) struct Agreement {
+    /// Share of answers with the same tokens.
+    pub(crate) texts: f64,
+    /// Share of tokens before the first that differs.
+    pub(crate) tokens: f64,
+    /// Mean difference of the log-probabilities of those tokens.
+    pub(crate) difference: f64,
+}
+
+impl Agreement {
+    pub(crate) fn of(cases: &[Case], answers: &[Got]) -> Self {
+        let (mut texts, mut same, mut tokens, mut difference) = (0, 0, 0, 0.0);
+        for (case, got) in cases.iter().zip(answers) {
+            let wanted = case.ids("token_ids");
+            let equal = wanted.iter().zip(&got.tokens).take_while(|(a, b)| a == b).count();
+            let golden = case.golden["logprobs"].as_array().unwrap();
+            for (golden, found) in golden.iter().zip(&got.logprobs).take(equal) {
+                difference += (golden.as_f64().unwrap() - found).abs();
+            }
+            texts += usize::from(wanted == got.tokens);
+            same += equal;
+            tokens += wanted.len();
+        }
+        Self {
+            texts: texts as f64 / cases.len() as f64,
+            tokens: same as f64 / tokens as f64,
+            difference: difference / same as f64,
+        }
+    }
+}
+
 /// An answer. Equal answers are equal to the last bit of every log-probability.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Got {

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use futures::future::join_all;
 use loraplex_tests::{ServerProcess, fixture, plugin_dir, root};
 
-use case::{Case, Got, Tolerance, cases};
+use case::{Agreement, Case, Got, Tolerance, cases};
 
 /// Served under the name that the adapters' configurations give their base.
 const BASE: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -79,6 +79,25 @@ async fn f32_answers_hold() {
     let server = serve(&["--dtype", "float32", "--max-num-seqs", "32"]).await;
     for (case, got) in cases.iter().zip(together(&server, &cases).await) {
         case.check(&got, tolerance);
+    }
+}
+
+/// Weights in 8 bits: the same alone and together, and as near to f32 as their rounding lets them be.
+#[tokio::test]
+async fn int8_answers_hold() {
+    let cases = cases(BASE, &ADAPTERS);
+    let server = serve(&["--quantization", "int8", "--max-num-seqs", "32"]).await;
+    let batched = together(&server, &cases).await;
+    let some = cases.iter().zip(&batched).step_by(7);
+    for (case, batched) in some {
+        assert_eq!(&case.ask(server.client()).await, batched, "{} alone", case.name());
+    }
+    let agreement = Agreement::of(&cases, &batched);
+    assert!(agreement.texts >= 0.25, "{agreement:?}");
+    assert!(agreement.tokens >= 0.45, "{agreement:?}");
+    assert!(agreement.difference <= 0.08, "{agreement:?}");
+    for (case, got) in cases.iter().zip(&batched) {
+        case.check(got, Tolerance { gap: 0.8, probability: 0.15 });
     }
 }
 

@@ -9,7 +9,7 @@ use loraplex_kernels::{AdapterPacker, Backend, DType, KvShape};
 
 use super::{Llm, ModelInfo, Progress, memory};
 use crate::adapter::AdapterManager;
-use crate::config::{Device, EngineConfig};
+use crate::config::{Device, EngineConfig, Quantization};
 use crate::engine::{EngineHandle, EngineOptions};
 use crate::error::{Error, Result};
 use crate::kv_cache::BlockManager;
@@ -20,11 +20,14 @@ use crate::runner::{ModelRunner, Runner};
 pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm> {
     check(&config)?;
     progress.stage("checkpoint", 0, 1);
-    let checkpoint = if config.dummy_weights {
+    let mut checkpoint = if config.dummy_weights {
         Checkpoint::dummy(&config.model, config.seed)?
     } else {
         Checkpoint::open(&config.model)?
     };
+    if config.quantization == Some(Quantization::Int8) {
+        checkpoint.hold_in_int8(threads(&config));
+    }
     let tokenizer = Arc::new(checkpoint.tokenizer()?);
     progress.stage("checkpoint", 1, 1);
     let mut info = ModelInfo {
@@ -51,7 +54,10 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
     };
     info.max_model_len = built.max_model_len;
     info.kv_blocks = built.blocks;
-    info.device = built.device;
+    info.device = match config.quantization {
+        None => built.device,
+        Some(Quantization::Int8) => format!("{}, weights in int8", built.device),
+    };
     info.dtype = built.dtype;
     let name = config.served_model_name.unwrap_or_else(|| config.model.display().to_string());
     let metrics = Arc::new(Metrics::new(&name, config.lora.max_host_adapters));
@@ -158,6 +164,11 @@ fn cuda(config: &EngineConfig) -> Result<CudaBackend> {
     if !matches!(config.dtype, None | Some(DType::Bf16)) {
         return Err(Error::invalid("the GPU computes in bfloat16 alone; leave --dtype out"));
     }
+    if let Some(Quantization::Int8) = config.quantization {
+        return Err(Error::invalid(
+            "quantization int8 is for the CPU, the GPU multiplies bfloat16 alone; leave --quantization out or take --device cpu",
+        ));
+    }
     Ok(CudaBackend::new(CudaOptions {
         device: 0,
         kernel_cache: config.kernel_cache.clone(),
@@ -177,9 +188,12 @@ fn cpu(config: &EngineConfig, checkpoint: &Checkpoint) -> Result<CpuBackend> {
             ));
         }
     };
+    Ok(CpuBackend::new(CpuOptions { dtype, threads: threads(config), isa: None })?)
+}
+
+fn threads(config: &EngineConfig) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = config.threads.unwrap_or_else(cores);
-    Ok(CpuBackend::new(CpuOptions { dtype, threads, isa: None })?)
+    config.threads.unwrap_or_else(cores)
 }
 
 fn check(config: &EngineConfig) -> Result<()> {
@@ -203,4 +217,19 @@ fn check(config: &EngineConfig) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_refuses_int8() {
+        let config = EngineConfig {
+            quantization: Some(Quantization::Int8),
+            ..EngineConfig::new("some/model")
+        };
+        let error = cuda(&config).unwrap_err().message;
+        assert!(error.contains("int8") && error.contains("--device cpu"), "{error}");
+    }
 }

@@ -75,12 +75,18 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self> {
         let config = checkpoint.config.clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = checkpoint.matrix("model.embed_tokens.weight", vocab, hidden)?;
+        let table = "model.embed_tokens.weight";
+        // A table that is the head too is read whole for every token, otherwise one row of it: only the first is worth bits.
+        let embedding = if config.tied_embeddings {
+            checkpoint.linear(table, vocab, hidden)?
+        } else {
+            checkpoint.matrix(table, vocab, hidden)?
+        };
         let embedding = backend.upload_linear(&[embedding], None)?;
         let head = if config.tied_embeddings {
             None
         } else {
-            let head = checkpoint.matrix("lm_head.weight", vocab, hidden)?;
+            let head = checkpoint.linear("lm_head.weight", vocab, hidden)?;
             Some(backend.upload_linear(&[head], None)?)
         };
         let mut layers = Vec::with_capacity(config.layers);
@@ -235,7 +241,7 @@ impl<B: Backend> Stack<'_, B> {
         let mut bias = Vec::new();
         for &(part, outputs) in parts {
             let name = format!("{}{part}", self.prefix);
-            weights.push(self.checkpoint.matrix(&format!("{name}.weight"), outputs, inputs)?);
+            weights.push(self.checkpoint.linear(&format!("{name}.weight"), outputs, inputs)?);
             if biased {
                 bias.extend(self.checkpoint.vector(&format!("{name}.bias"), outputs)?);
             }

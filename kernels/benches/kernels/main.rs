@@ -1,6 +1,6 @@
 //! Whole steps of random decoders, beside what the machine can read and multiply in the same seconds.
 //!
-//! `cargo bench -p loraplex-kernels -- [llama] [f32] [threads=N] [isa=NAME] [rank=N] [rounds=N] [only=NAME,NAME]`
+//! `cargo bench -p loraplex-kernels -- [llama] [f32] [int8] [threads=N] [isa=NAME] [rank=N] [rounds=N] [only=NAME,NAME]`
 //!
 //! What it defends, with SmolLM2-135M in bf16: decode of one stream reads at 0.75 of the machine's bandwidth or more, a
 //! prefill of 512 tokens multiplies at 0.6 of its peak or more, and eight streams with eight adapters of rank 16 run at
@@ -77,6 +77,7 @@ struct Arguments {
     options: CpuOptions,
     rounds: usize,
     rank: usize,
+    int8: bool,
     only: Option<String>,
     /// Run this many steps and print nothing: for a profiler.
     profile: usize,
@@ -88,6 +89,7 @@ fn arguments() -> Arguments {
         options: CpuOptions { dtype: DType::Bf16, threads: 2, isa: None },
         rounds: 5,
         rank: 16,
+        int8: false,
         only: None,
         profile: 0,
     };
@@ -95,6 +97,7 @@ fn arguments() -> Arguments {
         let number = || word.split('=').nth(1).and_then(|n| n.parse().ok());
         match word.split('=').next().unwrap_or("") {
             "llama" => arguments.shape = LLAMA,
+            "int8" => arguments.int8 = true,
             "f32" => arguments.options.dtype = DType::F32,
             "threads" => arguments.options.threads = number().unwrap_or(2),
             "rounds" => arguments.rounds = number().unwrap_or(5),
@@ -126,7 +129,7 @@ fn main() {
     let arguments = arguments();
     let shape = arguments.shape;
     let options = arguments.options;
-    let mut model = Model::new(shape, options, (8, arguments.rank));
+    let mut model = Model::new(shape, (options, arguments.int8), (8, arguments.rank));
     let mut workloads = workloads(8);
     if let Some(only) = &arguments.only {
         workloads.retain(|workload| only.split(',').any(|name| name == workload.name));
@@ -161,7 +164,9 @@ fn main() {
         median(&mut reads) / 1e9,
         median(&mut peaks) / 1e9
     );
-    let bytes = (shape.weights() * model.dtype().size()) as f64;
+    // A scale in 16 bits for 32 weights in 8.
+    let element = if arguments.int8 { 34.0 / 32.0 } else { model.dtype().size() as f64 };
+    let bytes = shape.weights() as f64 * element;
     println!(
         "{:<18} {:>9} {:>7} {:>6} {:>8} {:>6} | ms: embed, qkv, attention, o, gate_up, down, sample",
         "", "ms", "GB/s", "share", "GFLOP/s", "share"

@@ -121,8 +121,13 @@ impl Noise {
 }
 
 impl Model {
-    /// With `adapters` adapters of this rank on all projections.
-    pub(crate) fn new(shape: Shape, options: CpuOptions, (adapters, rank): (usize, usize)) -> Self {
+    /// With weights in 8 bits or not, and `adapters` adapters of this rank on all projections.
+    pub(crate) fn new(
+        shape: Shape,
+        (options, int8): (CpuOptions, bool),
+        (adapters, rank): (usize, usize),
+    ) -> Self {
+        let held = |tensor: HostTensor| if int8 { tensor.to_int8(options.threads) } else { tensor };
         let mut backend = CpuBackend::new(options).expect("the machine has what is asked for");
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
         let mut linear = |backend: &mut CpuBackend, parts: &[Part]| {
@@ -130,7 +135,7 @@ impl Model {
                 .iter()
                 .map(|&part| {
                     let (rows, cols) = shape.widths(part);
-                    noise.tensor(rows, cols)
+                    held(noise.tensor(rows, cols))
                 })
                 .collect();
             backend.upload_linear(&tensors, None).expect("weights fit")
@@ -144,7 +149,7 @@ impl Model {
                 norm: backend.upload_vector(&vec![1.0; shape.hidden]).expect("fits"),
             })
             .collect();
-        let table = noise.tensor(shape.vocab, shape.hidden);
+        let table = held(noise.tensor(shape.vocab, shape.hidden));
         let table = backend.upload_linear(&[table], None).expect("the table fits");
         let packer = backend.packer();
         let adapters = (0..adapters)

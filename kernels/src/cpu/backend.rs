@@ -12,6 +12,7 @@ use crate::weights::{DType, HostTensor, PackedAdapter};
 use super::adapter::{CpuAdapter, Packer};
 use super::attend::RowTile;
 use super::buffer::CpuBuffer;
+use super::int8::Int8Rows;
 use super::isa::{Arch, Isa};
 use super::kv::CpuKvCache;
 use super::lora::StepLora;
@@ -43,6 +44,8 @@ pub struct CpuBackend {
     pub(crate) step: StepState,
     pub(crate) lora: StepLora,
     pub(crate) scratch: Scratch,
+    /// Inputs of products in 8 bits.
+    pub(crate) int8: Int8Rows,
     pub(crate) sampling: Sampling,
     /// Of the attention at hand.
     pub(crate) row_tiles: Vec<RowTile>,
@@ -107,6 +110,7 @@ impl CpuBackend {
             step: StepState::default(),
             lora: StepLora::default(),
             scratch: Scratch::default(),
+            int8: Int8Rows::default(),
             sampling: Sampling::default(),
             row_tiles: Vec::new(),
             device: DeviceInfo { name, dtype: options.dtype },

@@ -6,6 +6,7 @@
 use crate::error::{KernelError, Result};
 use crate::weights::DType;
 
+use super::int8::Dots;
 use super::operands::{Operands, Single, Widen};
 use super::simd::Simd;
 use super::simd::portable::Portable;
@@ -23,7 +24,7 @@ pub enum Isa {
     Avx512Bf16,
     /// AVX-512 without them: bf16 is widened.
     Avx512,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// What the compiler makes of plain Rust.
     Scalar,
@@ -36,7 +37,9 @@ impl Isa {
     /// Whether this processor has it.
     #[cfg(target_arch = "x86_64")]
     pub fn available(self) -> bool {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         let avx512 = avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -149,6 +152,7 @@ pub(crate) struct Arch {
     isa: Isa,
     wide: bool,
     layout: Layout,
+    dots: Dots,
 }
 
 impl Arch {
@@ -176,11 +180,16 @@ impl Arch {
             (_, false) => Layout::of::<Widen<(Portable, Portable)>>(),
             (_, true) => Layout::of::<Single<(Portable, Portable)>>(),
         };
-        Ok(Self { isa, wide, layout })
+        Ok(Self { isa, wide, layout, dots: Dots::best(isa) })
     }
 
     pub(crate) fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// How bytes are multiplied.
+    pub(crate) fn dots(&self) -> Dots {
+        self.dots
     }
 
     /// Runs vector code.

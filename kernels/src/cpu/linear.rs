@@ -10,6 +10,7 @@ use crate::weights::Site;
 use super::backend::CpuBackend;
 use super::buffer::CpuBuffer;
 use super::heads::{FinishHeads, HeadNorm};
+use super::int8::{Int8Input, Source};
 use super::isa::{Arch, Layout};
 use super::lora::{Input, Shrinks, SiteShape, StepLora};
 use super::pack::{CpuLinear, shape};
@@ -74,6 +75,8 @@ impl Grid {
 struct Linear<'a> {
     arch: &'a Arch,
     input: Input,
+    /// The input in 8 bits, where the weight is.
+    int8: Option<Int8Input>,
     weight: &'a CpuLinear,
     lora: &'a StepLora,
     shrinks: Shrinks,
@@ -91,6 +94,7 @@ impl Linear<'_> {
             x: self.input.x.get().wrapping_add(rows.start * self.input.stride * size),
             x_stride: self.input.stride,
             rows,
+            int8: self.int8.map(|x| (self.arch.dots(), x)),
             weight: self.weight,
             strips,
             lora: (!expands.is_empty()).then_some(Adapted { expands, shrinks }),
@@ -131,12 +135,16 @@ impl CpuBackend {
             stride: x.stride,
             width: weight.inputs,
         };
+        let source =
+            Source { x: input.x, stride: x.stride, rows: self.step.rows(), width: weight.inputs };
+        let int8 = weight.int8.then(|| self.int8.quantize(source, (&self.arch, &mut self.pool)));
+        let int8 = int8.transpose()?;
         let threads = self.pool.threads();
         let layout = self.arch.layout();
         let shrinks = self.lora.begin(at, input, (layout, threads, &mut self.counters))?;
         let tiles = self.scratch.take(threads, rows * c_stride * size_of::<f32>())?;
         let (arch, lora) = (&self.arch, &self.lora);
-        let linear = Linear { arch, input, weight, lora, shrinks, c_stride };
+        let linear = Linear { arch, input, int8, weight, lora, shrinks, c_stride };
         Ok(Parts { linear, pool: &mut self.pool, step: &self.step, tiles })
     }
 

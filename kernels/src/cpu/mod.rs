@@ -8,6 +8,7 @@
 //! | `product`, `shrink`, `attention` | the large kernels, over register tiles (`tile`) |
 //! | `fetch` | what to ask the memory for while they compute |
 //! | `heads`, `pointwise` | what follows a product, while it is in the cache |
+//! | `int8` | products of 8-bit weights, in place of `tile`'s |
 //! | `pack`, `adapter`, `kv`, `buffer` | layouts of weights, adapters, cache and activations |
 //! | `isa`, `operands`, `simd` | instruction sets and element types; the door to vector code |
 //! | [`probe`] | what this machine can do at most: reading and multiplying |
@@ -25,6 +26,7 @@ mod backend;
 mod buffer;
 mod fetch;
 mod heads;
+mod int8;
 mod isa;
 mod kv;
 mod linear;

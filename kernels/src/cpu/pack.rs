@@ -8,8 +8,9 @@ use std::ops::Range;
 use half::f16;
 
 use crate::error::{KernelError, Result};
-use crate::weights::{HostData, HostTensor};
+use crate::weights::{HostData, HostTensor, Int8Blocks};
 
+use super::int8::{PackInt8, panel_bytes};
 use super::isa::{Arch, Layout, Task};
 use super::memory::{Arena, Memory};
 use super::operands::Operands;
@@ -24,6 +25,9 @@ const MAX_PANEL: usize = 32;
 pub struct CpuLinear {
     memory: Memory,
     layout: Layout,
+    panel_bytes: usize,
+    /// Whether it is in 8 bits; otherwise in operands.
+    pub(crate) int8: bool,
     /// Rows of the weight.
     pub(crate) out: usize,
     /// Columns of the weight.
@@ -54,10 +58,32 @@ impl CpuLinear {
             return Err(shape("bias", out, bias.len()));
         }
         let panels = out.div_ceil(layout.panel());
-        let bytes = layout.panel_elements(inputs) * layout.w_size;
+        let in_int8 = |part: &HostTensor| matches!(part.data, HostData::Int8(_));
+        let int8 = in_int8(&parts[0]);
+        if parts.iter().any(|part| in_int8(part) != int8) {
+            let what = "a stacked weight with some parts in int8".into();
+            return Err(KernelError::Unsupported(what));
+        }
+        let bytes = if int8 {
+            panel_bytes(layout.panel(), inputs)
+        } else {
+            layout.panel_elements(inputs) * layout.w_size
+        };
         let mut memory = arena.take(panels * bytes, "weights")?;
         let start = SharedMut::new(memory.as_mut_ptr::<u8>());
         pool.run(panels, |panel, _| {
+            if int8 {
+                let mut rows = [None; MAX_PANEL];
+                for (lane, row) in rows[..layout.panel()].iter_mut().enumerate() {
+                    *row = source(parts, panel * layout.panel() + lane).and_then(|row| row.int8());
+                }
+                // SAFETY: each task writes a panel of its own, inside the zeroed memory taken.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(start.get().add(panel * bytes), bytes)
+                };
+                PackInt8 { rows: &rows[..layout.panel()], k: inputs }.run(to);
+                return;
+            }
             let mut rows = [None; MAX_PANEL];
             for (lane, row) in rows[..layout.panel()].iter_mut().enumerate() {
                 *row = source(parts, panel * layout.panel() + lane);
@@ -73,7 +99,7 @@ impl CpuLinear {
             padded.resize(panels * layout.panel(), 0.0);
             padded
         });
-        Ok(Self { memory, layout, out, inputs, bias })
+        Ok(Self { memory, layout, panel_bytes: bytes, int8, out, inputs, bias })
     }
 
     /// Panels.
@@ -84,7 +110,7 @@ impl CpuLinear {
     /// Address of a panel.
     pub(crate) fn panel<W>(&self, panel: usize) -> *const W {
         debug_assert!(panel < self.panels(), "panel {panel} of {}", self.panels());
-        self.memory.as_ptr::<W>().wrapping_add(panel * self.layout.panel_elements(self.inputs))
+        self.memory.as_ptr::<u8>().wrapping_add(panel * self.panel_bytes).cast()
     }
 }
 
@@ -99,6 +125,13 @@ impl<'a> SourceRow<'a> {
     /// Row `row` of `tensor`, which has it.
     pub(crate) fn new(tensor: &'a HostTensor, row: usize) -> Self {
         Self { tensor, row }
+    }
+
+    fn int8(self) -> Option<(&'a Int8Blocks, usize)> {
+        match &self.tensor.data {
+            HostData::Int8(blocks) => Some((blocks, self.row)),
+            _ => None,
+        }
     }
 }
 
@@ -164,6 +197,7 @@ impl SourceRow<'_> {
                 HostData::F16(values) => {
                     pack::<O, _>(&values[span], to, stride, |value: f16| O::to_w(value.to_f32()));
                 }
+                HostData::Int8(_) => unreachable!("packed as bytes"),
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::int8;
 use super::isa::Task;
 use super::operands::Operands;
 use super::pack::CpuLinear;
@@ -158,7 +159,16 @@ impl Task for Embed<'_> {
     unsafe fn run<O: Operands>(&self) {
         let width = 2 * O::S::LANES;
         let lane = self.token % width;
-        let panel = self.table.panel::<O::W>(self.token / width);
+        let panel = self.token / width;
+        if self.table.int8 {
+            let panel = self.table.panel(panel);
+            for k in 0..self.table.inputs {
+                // SAFETY: within the panel and the row.
+                unsafe { self.residual.add(k).write(int8::at(panel, width, (lane, k))) };
+            }
+            return;
+        }
+        let panel = self.table.panel::<O::W>(panel);
         for k in 0..self.table.inputs {
             let at = (k / O::PAIR * width + lane) * O::PAIR + k % O::PAIR;
             // SAFETY: within the panel and the row.

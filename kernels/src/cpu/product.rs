@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::fetch::{Lines, Region, Regions};
+use super::int8::{Dots, Int8Input};
 use super::isa::{Layout, Task};
 use super::lora::Shrinks;
 use super::operands::Operands;
@@ -70,6 +71,8 @@ pub(crate) struct Product<'a> {
     pub(crate) x_stride: usize,
     /// Rows of the step.
     pub(crate) rows: Range<usize>,
+    /// The same rows of the step in 8 bits, where the weight is.
+    pub(crate) int8: Option<(Dots, Int8Input)>,
     pub(crate) weight: &'a CpuLinear,
     pub(crate) strips: &'a [Strip],
     pub(crate) lora: Option<Adapted<'a>>,
@@ -91,12 +94,18 @@ impl Task for Product<'_> {
     unsafe fn run<O: Operands>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
-            let steps = self.weight.inputs.div_ceil(O::PAIR);
-            let mut regions = self.regions::<O>();
-            for first in (0..steps).step_by(STEPS_AT_ONCE) {
-                let part = first..steps.min(first + STEPS_AT_ONCE);
+            if let Some((dots, x)) = self.int8 {
                 for strip in 0..self.strips.len() {
-                    self.base::<O>(strip, part.clone(), &mut regions);
+                    self.bytes::<O>(strip, dots, x);
+                }
+            } else {
+                let steps = self.weight.inputs.div_ceil(O::PAIR);
+                let mut regions = self.regions::<O>();
+                for first in (0..steps).step_by(STEPS_AT_ONCE) {
+                    let part = first..steps.min(first + STEPS_AT_ONCE);
+                    for strip in 0..self.strips.len() {
+                        self.base::<O>(strip, part.clone(), &mut regions);
+                    }
                 }
             }
             let Some(lora) = &self.lora else { return };

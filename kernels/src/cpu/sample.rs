@@ -7,6 +7,7 @@ use crate::sampling::{Sampled, SamplingScratch, sample_row};
 
 use super::backend::CpuBackend;
 use super::buffer::CpuBuffer;
+use super::int8::Source;
 use super::linear::Grid;
 use super::memory::Memory;
 use super::pack::{CpuLinear, shape};
@@ -96,6 +97,14 @@ impl CpuBackend {
             // SAFETY: the row is one of `x`, and both rows have this many operands.
             unsafe { from.copy_to_nonoverlapping(to, head.inputs * layout.x_size) };
         }
+        let source = Source {
+            x: SharedMut::new(gathered.row_mut(0)),
+            stride: gathered.stride,
+            rows: rows.len(),
+            width: head.inputs,
+        };
+        let int8 = head.int8.then(|| self.int8.quantize(source, (&self.arch, &mut self.pool)));
+        let int8 = int8.transpose()?;
         let grid = Grid::new((layout, self.pool.threads()), rows.len(), (head.panels(), 1));
         let c_stride = (head.panels() + 2) * layout.panel();
         let logits = SharedMut::new(logits.as_mut_ptr::<f32>());
@@ -111,6 +120,7 @@ impl CpuBackend {
                 x: gathered.row(rows.start),
                 x_stride: gathered.stride,
                 rows: rows.clone(),
+                int8: int8.map(|x| (arch.dots(), x)),
                 weight: head,
                 strips: &[strip],
                 lora: None,

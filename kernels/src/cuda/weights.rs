@@ -85,6 +85,10 @@ pub(super) fn write_row(tensor: &HostTensor, row: usize, out: &mut [u16]) {
             let bits = |x: &half::f16| bf16::from_f32(x.to_f32()).to_bits();
             values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = bits(x));
         }
+        HostData::Int8(from) => {
+            let bits = |col| bf16::from_f32(from.at((row, col), tensor.cols)).to_bits();
+            values.iter_mut().enumerate().for_each(|(col, to)| *to = bits(col));
+        }
     }
     rest.fill(0);
 }

@@ -2,19 +2,28 @@
 
 use crate::weights::{PackedPart, PackedSite};
 
-use super::memory::{Adapter, Linear};
+use super::int8;
+use super::memory::{Adapter, Linear, Values};
 
 /// Independent sums of a dot product, so that the compiler can use vector instructions.
 const LANES: usize = 16;
 
 /// `y = x Wᵀ + b`: x is `[rows, in]`, W `[out, in]`, y `[rows, out]`.
 pub(super) fn linear(weight: &Linear, x: &[f32], y: &mut [f32]) {
-    for (output, w) in weight.values.chunks_exact(weight.inputs).enumerate() {
-        let bias = weight.bias.as_ref().map_or(0.0, |bias| bias[output]);
-        // A row of the weight is used for all rows of x while it is near.
-        for (x, y) in x.chunks_exact(weight.inputs).zip(y.chunks_exact_mut(weight.out)) {
-            y[output] = dot(x, w) + bias;
+    match &weight.values {
+        Values::Float(values) => {
+            for (output, w) in values.chunks_exact(weight.inputs).enumerate() {
+                // A row of the weight is used for all rows of x while it is near.
+                for (x, y) in x.chunks_exact(weight.inputs).zip(y.chunks_exact_mut(weight.out)) {
+                    y[output] = dot(x, w);
+                }
+            }
         }
+        Values::Int8(blocks) => int8::linear(blocks, x, weight.inputs, y),
+    }
+    let Some(bias) = &weight.bias else { return };
+    for y in y.chunks_exact_mut(weight.out) {
+        y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
     }
 }
 

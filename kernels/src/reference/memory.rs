@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::args::{KvShape, StepOutput};
 use crate::error::{KernelError, Result};
-use crate::weights::{HostTensor, PackedAdapter, PackedSite};
+use crate::weights::{HostData, HostTensor, Int8Blocks, PackedAdapter, PackedSite};
 
 /// Fails unless the two sizes, or lists of sizes, are equal.
 pub(super) fn check<T: PartialEq + Debug>(what: &str, expected: T, found: T) -> Result<()> {
@@ -68,10 +68,17 @@ impl Buffer {
     }
 }
 
-/// Weight `[out, inputs]`, row-major, with a bias or none.
+/// Elements of a weight, row-major.
+#[derive(Debug)]
+pub(super) enum Values {
+    Float(Vec<f32>),
+    Int8(Int8Blocks),
+}
+
+/// Weight `[out, inputs]`, with a bias or none.
 #[derive(Debug)]
 pub struct Linear {
-    pub(super) values: Vec<f32>,
+    pub(super) values: Values,
     pub(super) bias: Option<Vec<f32>>,
     pub(super) out: usize,
     pub(super) inputs: usize,
@@ -82,21 +89,51 @@ impl Linear {
     pub(super) fn stack(parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Self> {
         let inputs = parts.first().map_or(0, |part| part.cols);
         let out = parts.iter().map(|part| part.rows).sum();
-        let mut values = Vec::with_capacity(out * inputs);
         for part in parts {
             check("columns of a stacked weight", inputs, part.cols)?;
-            values.extend(part.to_f32());
         }
+        let values = Values::stack(parts)?;
         let bias = bias.map(<[f32]>::to_vec);
         check("bias", out, bias.as_ref().map_or(out, Vec::len))?;
         Ok(Self { values, bias, out, inputs })
     }
 
-    /// The weights of one output.
-    pub(super) fn row(&self, row: u32) -> Result<&[f32]> {
+    /// Writes the weights of one output to `to`.
+    pub(super) fn row(&self, row: u32, to: &mut [f32]) -> Result<()> {
         let row = row as usize;
         check_index("row of a table", row, self.out)?;
-        Ok(&self.values[row * self.inputs..][..self.inputs])
+        match &self.values {
+            Values::Float(values) => to.copy_from_slice(&values[row * self.inputs..][..to.len()]),
+            Values::Int8(blocks) => {
+                let at = |col| blocks.at((row, col), self.inputs);
+                to.iter_mut().enumerate().for_each(|(col, to)| *to = at(col));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Values {
+    /// Puts the rows of `parts` below each other: all in 8 bits or none.
+    fn stack(parts: &[HostTensor]) -> Result<Self> {
+        let (mut float, mut int8) = (Vec::new(), None::<Int8Blocks>);
+        for part in parts {
+            match (&part.data, &mut int8) {
+                (HostData::Int8(blocks), Some(all)) => {
+                    all.scales.extend(&blocks.scales);
+                    all.values.extend(&blocks.values);
+                }
+                (HostData::Int8(blocks), None) => int8 = Some(blocks.clone()),
+                _ => float.extend(part.to_f32()),
+            }
+        }
+        match int8 {
+            Some(_) if !float.is_empty() => {
+                Err(KernelError::Unsupported("a stacked weight with some parts in int8".into()))
+            }
+            Some(blocks) => Ok(Self::Int8(blocks)),
+            None => Ok(Self::Float(float)),
+        }
     }
 }
 

@@ -5,14 +5,17 @@
 //! | `memory` | what lives "on the device": weights, activations, cache |
 //! | `step` | the metadata of a step, copied and checked |
 //! | `matmul` | linear layers and what LoRA adds to them |
+//! | `int8` | linear layers whose weights have 8 bits |
 //! | `pointwise` | norms, rotation, activation |
 //! | `attention` | paged causal attention |
 //! | `packing` | adapters as one block of f32 |
 //!
-//! What it must never do: trade clarity for speed, or round to anything narrower than f32. Fresh memory holds NaN, so
+//! What it must never do: trade clarity for speed, or round to anything narrower than f32, but for products that are defined
+//! in 8 bits. Fresh memory holds NaN, so
 //! that whoever reads what nobody wrote finds out.
 
 mod attention;
+mod int8;
 mod matmul;
 mod memory;
 mod packing;
@@ -167,7 +170,7 @@ impl Backend for ReferenceBackend {
         memory::check("embedding", residual.width, table.inputs)?;
         let out = residual.rows_mut(self.step.rows())?;
         for (out, &token) in out.chunks_exact_mut(table.inputs).zip(&self.step.tokens) {
-            out.copy_from_slice(table.row(token)?);
+            table.row(token, out)?;
         }
         Ok(())
     }

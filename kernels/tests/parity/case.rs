@@ -64,6 +64,8 @@ pub(crate) struct Case {
     pub(crate) shape: Shape,
     /// Type of the weights as uploaded.
     pub(crate) host: DType,
+    /// Weights of the base are rounded to 8 bits before they are uploaded.
+    pub(crate) int8: bool,
     pub(crate) block_size: usize,
     pub(crate) adapters: Vec<Ranks>,
     pub(crate) mix: Mix,
@@ -101,6 +103,7 @@ fn base(name: impl Into<String>) -> Case {
         name: name.into(),
         shape: SMALL,
         host: DType::Bf16,
+        int8: false,
         block_size: 16,
         adapters: vec![[8; 7], [4; 7], [2; 7]],
         mix: Mix::Uniform,
@@ -117,7 +120,26 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(sites());
     cases.extend(workloads());
     cases.extend(cache());
+    cases.extend(int8());
     cases
+}
+
+/// Weights in 8 bits: whole blocks and parts of them, few rows and many.
+fn int8() -> Vec<Case> {
+    let wide = Shape { hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 1536, ..SMALL };
+    let odd = Shape { hidden: 72, heads: 3, kv_heads: 1, head_dim: 32, ffn: 136, ..SMALL };
+    let all = Shape { bias: true, qk_norm: true, vocab: 1003, ..SMALL };
+    let long = Life { arrives: 0, prompt: 150, chunk: 64, decode: 2 };
+    let cases = [
+        Case { mix: Mix::Base, ..base("base") },
+        Case { adapters: vec![[1; 7], [64; 7], [3; 7]], mix: Mix::Distinct, ..base("mixed ranks") },
+        Case { shape: all, host: DType::F32, ..base("bias and norms, from f32") },
+        Case { shape: odd, ..base("parts of blocks") },
+        Case { shape: wide, lives: vec![LIVES[2], LIVES[4]], ..base("hidden 576, ffn 1536") },
+        Case { lives: vec![long, LIVES[0], LIVES[2]], ..base("a long prompt beside decodes") },
+    ];
+    let named = |case: Case| Case { int8: true, name: format!("int8, {}", case.name), ..case };
+    cases.into_iter().map(named).collect()
 }
 
 fn shapes() -> Vec<Case> {

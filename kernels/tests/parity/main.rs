@@ -90,6 +90,15 @@ fn subject<B: Backend>(name: &str, bit_identical: bool, make: impl Fn() -> B + '
 }
 
 impl Subject {
+    /// What the reference rounds down to 8 bits another backend may round up, beside the rounding to its own dtype.
+    fn tolerance(&self, case: &Case) -> Tolerance {
+        let Tolerance { most, root } = self.tolerance;
+        if case.int8 {
+            return Tolerance { most: most.max(3e-1), root: root.max(4e-2) };
+        }
+        self.tolerance
+    }
+
     fn outputs(&self, case: &Case, world: &World, plan: &Plan, probe: Probe) -> Outputs {
         (self.run)(&Job { case, world, plan, probe, draws: None }).0
     }
@@ -105,7 +114,7 @@ fn the_reference_agrees_with_a_naive_decoder() {
             let found = reference.outputs(&case, &world, &Plan::mixed(&case), probe);
             assert_consistent(&case, &world, &found);
             let name = format!("{}, {probe:?}", case.name);
-            assert_close(&name, &expected[&probe], &found, reference.tolerance);
+            assert_close(&name, &expected[&probe], &found, reference.tolerance(&case));
         }
     }
 }
@@ -122,7 +131,7 @@ fn every_backend_agrees_with_the_reference() {
                 let found = backend.outputs(&case, &world, &plan, probe);
                 assert_consistent(&case, &world, &found);
                 let name = format!("{}: {}, {probe:?}", backend.name, case.name);
-                assert_close(&name, &expected, &found, backend.tolerance);
+                assert_close(&name, &expected, &found, backend.tolerance(&case));
             }
         }
     }
@@ -141,7 +150,12 @@ fn replayed_steps_agree_with_the_reference() {
         let expected = widened(&reference.outputs(&case, &world, &plan, probe));
         let found = replayed.outputs(&case, &world, &plan, probe);
         assert_consistent(&case, &world, &found);
-        assert_close(&format!("replayed: {}", case.name), &expected, &found, replayed.tolerance);
+        assert_close(
+            &format!("replayed: {}", case.name),
+            &expected,
+            &found,
+            replayed.tolerance(&case),
+        );
     }
 }
 

@@ -91,7 +91,7 @@ impl World {
             random.weight(shape.vocab, Probe::Attention.width(shape), 5.0);
         let tokens = case.lives.iter().map(|life| random.tokens(life.tokens() + 1, shape.vocab));
         let tokens = tokens.collect();
-        Self {
+        let mut world = Self {
             // Rows of a table are inputs, not outputs: unit variance, whatever the width.
             embedding: random.weight(shape.vocab, shape.hidden, (shape.hidden as f32).sqrt()),
             layers,
@@ -104,6 +104,17 @@ impl World {
                 .collect(),
             adapter_of: assign(case),
             tokens,
+        };
+        if case.int8 {
+            world.round_to_int8();
+        }
+        world
+    }
+
+    fn round_to_int8(&mut self) {
+        let parts = self.layers.iter_mut().flat_map(|layer| &mut layer.parts);
+        for weight in parts.chain(&mut self.heads).chain([&mut self.embedding]) {
+            *weight = weight.to_int8(2);
         }
     }
 }

@@ -138,6 +138,18 @@ mod tests {
     }
 
     #[test]
+    fn weights_in_8_bits_are_asked_for_by_flag_or_file() {
+        let quantization = |line: &str, file: &str| {
+            resolve(line, &[], file).map(|config| config.engine.quantization)
+        };
+        let int8 = Some(loraplex_core::Quantization::Int8);
+        assert_eq!(quantization("", "port: 1").unwrap(), None);
+        assert_eq!(quantization("--quantization int8", "port: 1").unwrap(), int8);
+        assert_eq!(quantization("", "quantization: int8").unwrap(), int8);
+        assert!(quantization("", "quantization: int3").is_err());
+    }
+
+    #[test]
     fn a_flag_beats_the_environment_which_beats_the_file() {
         let file = "port: 1\nplugin_dir: /file\nmax_num_seqs: 3\n";
         let config = resolve("--port 2", &[("PLUGIN_DIR", "/env")], file).unwrap();

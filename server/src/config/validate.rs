@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use loraplex_core::{
-    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, PoolSize, ResolverConfig,
-    SchedulerConfig, UpdatePolicy,
+    CacheConfig, CacheSize, DType, Device, EngineConfig, LoraConfig, PoolSize, Quantization,
+    ResolverConfig, SchedulerConfig, UpdatePolicy,
 };
 
 use super::env::{self, Environment, names};
 use super::{HttpConfig, RuntimeConfig, ServerConfig, size};
-use crate::args::{self, DeviceName, LoadFormat, ModelDtype, Settings};
+use crate::args::{self, DeviceName, LoadFormat, ModelDtype, QuantizationName, Settings};
 use crate::auth::Guard;
 use crate::control::paths::PathPolicy;
 use crate::hub::HubModel;
@@ -124,6 +124,7 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             Some(ModelDtype::Float16) => Some(DType::F16),
             Some(ModelDtype::Float32) => Some(DType::F32),
         },
+        quantization: settings.quantization.map(|QuantizationName::Int8| Quantization::Int8),
         device: match settings.device {
             None | Some(DeviceName::Auto) => Device::Auto,
             Some(DeviceName::Cpu) => Device::Cpu,

@@ -171,6 +171,7 @@ fn read((name, entry): Named<'_>, file: &[u8]) -> Result<HostTensor> {
         HostData::F32(values) => all(values, |value| value.is_finite()),
         HostData::Bf16(values) => all(values, |value| value.is_finite()),
         HostData::F16(values) => all(values, |value| value.is_finite()),
+        HostData::Int8(blocks) => all(&blocks.scales, |value| value.is_finite()),
     };
     if !finite {
         return Err(Error::invalid(format!("{name} holds NaN or infinite values")));

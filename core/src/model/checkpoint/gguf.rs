@@ -1,6 +1,7 @@
 //! Weights from a GGUF file, under their Hugging Face names and in Hugging Face's row order.
 //!
-//! Quantised matrices come out as bf16 whatever the engine computes in, so that every dtype sees the same weights.
+//! Quantised matrices come out as bf16 whatever the engine computes in, so that every dtype sees the same weights; those
+//! of Q8_0 as they are where 8 bits are asked for.
 //! A tensor is dequantised a piece at a time: its f32 form never exists as a whole.
 
 mod header;
@@ -16,7 +17,7 @@ use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use half::{bf16, f16};
-use loraplex_kernels::{HostData, HostTensor};
+use loraplex_kernels::{HostData, HostTensor, INT8_BLOCK, Int8Blocks};
 
 pub(crate) use header::{Header, TensorInfo};
 pub(crate) use types::BlockType;
@@ -29,6 +30,15 @@ use crate::model::config::ModelConfig;
 
 /// Elements that are dequantised at a time.
 const PIECE: usize = 1 << 20;
+
+/// What quantised matrices come out as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blocks {
+    /// bf16.
+    Widen,
+    /// Q8_0 as it is, others as bf16.
+    KeepInt8,
+}
 
 /// An open GGUF file.
 #[derive(Debug)]
@@ -67,11 +77,11 @@ impl GgufFile {
     }
 
     /// A tensor by its Hugging Face name.
-    pub(crate) fn tensor(&self, name: &str) -> Result<HostTensor> {
+    pub(crate) fn tensor(&self, name: &str, blocks: Blocks) -> Result<HostTensor> {
         let info = gguf_name(name).and_then(|name| self.header.tensor(&name));
         let info =
             info.ok_or_else(|| Error::invalid(format!("the checkpoint has no tensor {name}")))?;
-        let data = self.data(info).map_err(|e| e.context(name))?;
+        let data = self.data(info, blocks).map_err(|e| e.context(name))?;
         let (rows, cols) = (info.rows, info.cols);
         let heads = match self.interleaved {
             Some((heads, _)) if name.contains(".self_attn.q_proj.") => Some(heads),
@@ -88,21 +98,43 @@ impl GgufFile {
             HostData::F32(values) => HostData::F32(gather(&values, &order, width)),
             HostData::Bf16(values) => HostData::Bf16(gather(&values, &order, width)),
             HostData::F16(values) => HostData::F16(gather(&values, &order, width)),
+            HostData::Int8(blocks) => HostData::Int8(Int8Blocks {
+                scales: gather(&blocks.scales, &order, width / INT8_BLOCK),
+                values: gather(&blocks.values, &order, width),
+            }),
         };
         Ok(HostTensor::new(rows, cols, data)?)
     }
 
     fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
         let Some(info) = self.header.tensor("rope_freqs.weight") else { return Ok(None) };
-        match self.data(info)? {
+        match self.data(info, Blocks::Widen)? {
             HostData::F32(values) => Ok(Some(values)),
             _ => Err(Error::invalid("rope_freqs.weight is not of type F32")),
         }
     }
 
-    fn data(&self, info: &TensorInfo) -> Result<HostData> {
+    fn data(&self, info: &TensorInfo, blocks: Blocks) -> Result<HostData> {
         let elements = info.rows * info.cols;
         match info.kind {
+            BlockType::Quantized(GgmlDType::Q8_0)
+                if blocks == Blocks::KeepInt8 && info.cols.is_multiple_of(INT8_BLOCK) =>
+            {
+                let mut kept = Int8Blocks {
+                    scales: Vec::with_capacity(elements / INT8_BLOCK),
+                    values: Vec::with_capacity(elements),
+                };
+                self.pieces(info, |bytes, _| {
+                    // A scale, then the values.
+                    let (blocks, _) = bytes.as_chunks::<{ size_of::<f16>() + INT8_BLOCK }>();
+                    for [low, high, values @ ..] in blocks {
+                        kept.scales.push(f16::from_le_bytes([*low, *high]));
+                        kept.values.extend(values.iter().map(|value| value.cast_signed()));
+                    }
+                    Ok(())
+                })?;
+                Ok(HostData::Int8(kept))
+            }
             BlockType::Quantized(kind) => {
                 let mut values = Vec::with_capacity(elements);
                 self.pieces(info, |bytes, count| {

@@ -18,7 +18,7 @@ use loraplex_kernels::{DType, HostData, HostTensor};
 use self::dummy::Dummy;
 use self::folder::Folder;
 pub(crate) use self::folder::token_text;
-use self::gguf::GgufFile;
+use self::gguf::{Blocks, GgufFile};
 use self::shards::Shards;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -46,6 +46,8 @@ pub struct Checkpoint {
     pub config: ModelConfig,
     origin: Origin,
     weights: Weights,
+    /// Threads that round linear layers to 8 bits; `None` leaves them as they are.
+    int8: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,7 @@ impl Checkpoint {
                 config,
                 origin: Origin::Gguf(Box::new(file)),
                 weights: Weights::Gguf,
+                int8: None,
             });
         }
         if !path.is_dir() {
@@ -110,6 +113,7 @@ impl Checkpoint {
             config,
             origin: Origin::Folder(Box::new(folder)),
             weights: Weights::Dummy(Dummy::new(0)),
+            int8: None,
         })
     }
 
@@ -123,11 +127,16 @@ impl Checkpoint {
         }
     }
 
+    /// From here on, [`linear`](Self::linear) rounds to 8 bits, on this many threads.
+    pub fn hold_in_int8(&mut self, threads: usize) {
+        self.int8 = Some(threads);
+    }
+
     /// Reads a tensor. A vector comes as one row.
     pub fn tensor(&mut self, name: &str) -> Result<HostTensor> {
         match (&self.weights, &self.origin) {
             (Weights::Shards(shards), _) => shards.tensor(name),
-            (Weights::Gguf, Origin::Gguf(file)) => file.tensor(name),
+            (Weights::Gguf, Origin::Gguf(file)) => file.tensor(name, Blocks::Widen),
             (Weights::Gguf, Origin::Folder(_)) => Err(Error::internal("a folder without weights")),
             (Weights::Dummy(dummy), _) => dummy.tensor(&self.config, name),
         }
@@ -135,14 +144,22 @@ impl Checkpoint {
 
     /// Reads a tensor that must be `[rows, cols]`.
     pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<HostTensor> {
-        let tensor = self.tensor(name)?;
-        if (tensor.rows, tensor.cols) == (rows, cols) {
-            return Ok(tensor);
-        }
-        Err(Error::invalid(format!(
-            "tensor {name} is [{}, {}], expected [{rows}, {cols}]",
-            tensor.rows, tensor.cols
-        )))
+        expect_shape(name, self.tensor(name)?, (rows, cols))
+    }
+
+    /// Reads the weight of a linear layer, which must be `[rows, cols]`. In 8 bits it is the file's own where that has
+    /// them.
+    pub fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<HostTensor> {
+        let Some(threads) = self.int8 else { return self.matrix(name, rows, cols) };
+        let tensor = match (&self.weights, &self.origin) {
+            (Weights::Gguf, Origin::Gguf(file)) => file.tensor(name, Blocks::KeepInt8)?,
+            _ => self.tensor(name)?,
+        };
+        let tensor = expect_shape(name, tensor, (rows, cols))?;
+        Ok(match tensor.data {
+            HostData::Int8(_) => tensor,
+            _ => tensor.to_int8(threads),
+        })
     }
 
     /// Reads a tensor that must hold `len` values.
@@ -188,6 +205,20 @@ impl Checkpoint {
             Origin::Gguf(_) => GenerationDefaults::default(),
         }
     }
+}
+
+fn expect_shape(
+    name: &str,
+    tensor: HostTensor,
+    (rows, cols): (usize, usize),
+) -> Result<HostTensor> {
+    if (tensor.rows, tensor.cols) == (rows, cols) {
+        return Ok(tensor);
+    }
+    Err(Error::invalid(format!(
+        "tensor {name} is [{}, {}], expected [{rows}, {cols}]",
+        tensor.rows, tensor.cols
+    )))
 }
 
 /// The elements in little-endian `bytes`.

@@ -113,6 +113,19 @@ fn gguf_files_hold_what_the_folders_hold() {
 }
 
 #[test]
+fn linear_layers_are_rounded_where_that_is_asked_for() {
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let mut checkpoint = open("tiny/llama");
+    let HostTensor { rows, cols, .. } = checkpoint.tensor(name).unwrap();
+    let before = checkpoint.linear(name, rows, cols).unwrap();
+    assert!(matches!(before.data, HostData::F32(_)));
+    checkpoint.hold_in_int8(2);
+    assert!(matches!(checkpoint.linear(name, rows, cols).unwrap().data, HostData::Int8(_)));
+    assert!(matches!(checkpoint.matrix(name, rows, cols).unwrap().data, HostData::F32(_)));
+    assert!(checkpoint.linear(name, rows + 1, cols).is_err());
+}
+
+#[test]
 fn dummy_weights_depend_on_seed_and_name() {
     let path = fixture("gguf/models/llama-f32.gguf");
     let values = |seed: u64, name: &str| {

@@ -68,6 +68,11 @@ impl Operands for Dot {
     }
 
     #[inline(always)]
+    fn x_to_f32(value: u16) -> f32 {
+        widen(value)
+    }
+
+    #[inline(always)]
     fn to_w(value: f32) -> u16 {
         bf16_bits(value)
     }
@@ -125,6 +130,11 @@ impl Operands for DotHalf {
     #[inline(always)]
     fn to_x(value: f32) -> u16 {
         bf16_bits(value)
+    }
+
+    #[inline(always)]
+    fn x_to_f32(value: u16) -> f32 {
+        widen(value)
     }
 
     #[inline(always)]

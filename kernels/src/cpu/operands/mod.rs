@@ -59,6 +59,7 @@ pub(crate) trait Operands: Copy + 'static {
     unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize);
 
     fn to_x(value: f32) -> Self::X;
+    fn x_to_f32(value: Self::X) -> f32;
     fn to_w(value: f32) -> Self::W;
     fn w_to_f32(value: Self::W) -> f32;
 
@@ -128,6 +129,11 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     }
 
     #[inline(always)]
+    fn x_to_f32(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
     fn to_w(value: f32) -> u16 {
         bf16_bits(value)
     }
@@ -184,6 +190,11 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
 
     #[inline(always)]
     fn to_x(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn x_to_f32(value: f32) -> f32 {
         value
     }
 

@@ -114,12 +114,34 @@ fn quantised_matrices_come_out_as_candle_has_them_rounded_to_bf16() {
         writer.tensor("blk.0.ffn_up.weight", &shape, id, &quantized.data().unwrap());
         let (file, config) = open(&writer.bytes()).unwrap();
         assert_eq!(config.dtype, loraplex_kernels::DType::Bf16);
-        let found = file.tensor("model.layers.0.mlp.up_proj.weight").unwrap();
+        let found = file.tensor("model.layers.0.mlp.up_proj.weight", Blocks::Widen).unwrap();
         let HostData::Bf16(found) = found.data else { panic!("{kind:?}") };
         let whole = quantized.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
         let whole: Vec<_> =
             whole.to_vec1::<f32>().unwrap().into_iter().map(bf16::from_f32).collect();
         assert_eq!(found, whole, "{kind:?}");
+    }
+}
+
+#[test]
+fn eight_bits_are_taken_as_they_are() {
+    // Rows in the order of the file, as q of the `llama` architecture has them, and more than one block a row.
+    let (rows, cols) = (16, 64);
+    let values: Vec<f32> =
+        (0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0).collect();
+    let tensor = Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap();
+    let quantized = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
+    let mut writer = small();
+    let shape = [rows as u64, cols as u64];
+    writer.tensor("blk.0.attn_q.weight", &shape, 8, &quantized.data().unwrap());
+    writer.tensor("blk.0.ffn_up.weight", &shape, 8, &quantized.data().unwrap());
+    let (file, _) = open(&writer.bytes()).unwrap();
+    for name in ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"] {
+        let kept = file.tensor(name, Blocks::KeepInt8).unwrap();
+        assert!(matches!(kept.data, HostData::Int8(_)), "{name}");
+        let rounded = |x: f32| bf16::from_f32(x).to_f32();
+        let kept: Vec<_> = kept.to_f32().into_iter().map(rounded).collect();
+        assert_eq!(kept, file.tensor(name, Blocks::Widen).unwrap().to_f32(), "{name}");
     }
 }
 
@@ -154,9 +176,11 @@ fn rows_of_q_and_k_are_put_back_for_llama_alone() {
         writer.floats("blk.0.attn_q.bias", &[256], &moved(4, 256));
         let (file, config) = open(&writer.bytes()).unwrap();
         assert!(config.qkv_bias);
-        let q = file.tensor("model.layers.0.self_attn.q_proj.weight").unwrap().to_f32();
-        let k = file.tensor("model.layers.0.self_attn.k_proj.weight").unwrap().to_f32();
-        let bias = file.tensor("model.layers.0.self_attn.q_proj.bias").unwrap();
+        let q =
+            file.tensor("model.layers.0.self_attn.q_proj.weight", Blocks::Widen).unwrap().to_f32();
+        let k =
+            file.tensor("model.layers.0.self_attn.k_proj.weight", Blocks::Widen).unwrap().to_f32();
+        let bias = file.tensor("model.layers.0.self_attn.q_proj.bias", Blocks::Widen).unwrap();
         assert_eq!((bias.rows, bias.cols), (1, 256));
         if put_back {
             assert_eq!(q, spread(&plain));
@@ -237,7 +261,7 @@ fn a_file_that_shrinks_is_an_error() {
     std::fs::write(&path, &bytes).unwrap();
     let (file, _) = GgufFile::open(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let error = file.tensor("model.embed_tokens.weight").unwrap_err().message;
+    let error = file.tensor("model.embed_tokens.weight", Blocks::Widen).unwrap_err().message;
     assert!(error.contains("became shorter"), "{error}");
 }
 
@@ -246,7 +270,7 @@ fn read_all(path: &Path) {
     if let Ok((file, _)) = GgufFile::open(path) {
         let _ = crate::tokenizer::Tokenizer::from_gguf(&file.header.metadata);
         for name in ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"] {
-            let _ = file.tensor(name);
+            let _ = file.tensor(name, Blocks::Widen);
         }
     }
 }
