@@ -99,9 +99,16 @@ impl Client {
         for (member, value) in self.bodies.get(model).into_iter().flatten() {
             body[member] = value.clone();
         }
-        let request = self.authorized(self.http.post(format!("{}/v1/completions", self.url)));
+        let send = || {
+            let request = self.http.post(format!("{}/v1/completions", self.url)).json(&body);
+            self.authorized(request).send()
+        };
         let start = Instant::now();
-        let response = request.json(&body).send().await?;
+        let response = match send().await {
+            // Some servers close a kept connection just as the next request goes out on it.
+            Err(error) if error.is_request() => send().await?,
+            response => response?,
+        };
         if !response.status().is_success() {
             let status = response.status();
             let text: String = response.text().await?.chars().take(300).collect();
