@@ -59,6 +59,7 @@ pub(crate) struct Bench {
     x: CpuBuffer,
     residual: CpuBuffer,
     normed: CpuBuffer,
+    attended: CpuBuffer,
     kv: CpuKvCache,
     rows: Rows,
     floor: Floor,
@@ -130,8 +131,8 @@ impl Bench {
             |kind, width: usize| backend.buffer(kind, count, width).expect("buffers fit");
         let x = buffer(BufferKind::Operand, shape.inputs);
         let residual = buffer(BufferKind::Residual, shape.outputs);
-        // The attention's result goes there too.
-        let normed = buffer(BufferKind::Operand, shape.outputs.max(HEADS.heads * HEADS.head_dim));
+        let normed = buffer(BufferKind::Operand, shape.outputs);
+        let attended = buffer(BufferKind::Operand, HEADS.heads * HEADS.head_dim);
         let norm = backend.upload_vector(&vec![1.0; shape.outputs]).expect("fits");
         let kv = KvShape {
             layers: 1,
@@ -143,7 +144,20 @@ impl Bench {
         let kv = backend.kv_cache(kv).expect("the cache fits");
         let output = StepOutput::default();
         let adapters = Vec::new();
-        Self { backend, weights, adapters, norm, x, residual, normed, kv, rows, floor, output }
+        Self {
+            backend,
+            weights,
+            adapters,
+            norm,
+            x,
+            residual,
+            normed,
+            attended,
+            kv,
+            rows,
+            floor,
+            output,
+        }
     }
 
     pub(crate) fn floor(&self) -> Floor {
@@ -198,7 +212,7 @@ impl Bench {
     }
 
     pub(crate) fn attend(&mut self) {
-        let (q, kv, out) = (&self.x, &self.kv, &mut self.normed);
+        let (q, kv, out) = (&self.x, &self.kv, &mut self.attended);
         let attend = AttentionOp { layer: 0, shape: HEADS, q, kv, out };
         self.backend.attention(attend).expect("kernels do not fail");
     }

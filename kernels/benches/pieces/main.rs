@@ -65,10 +65,9 @@ fn measure(
     mut piece: impl FnMut(),
 ) {
     let limit = floor.limit(probe);
-    criterion.benchmark_group("pieces").throughput(floor.throughput()).bench_function(name, |b| {
-        println!("{name}: limit {limit}");
-        b.iter(&mut piece);
-    });
+    println!("{name}: limit {limit}");
+    let mut group = criterion.benchmark_group("pieces");
+    group.throughput(floor.throughput()).bench_function(name, |b| b.iter(&mut piece));
 }
 
 impl Floor {
