@@ -2,21 +2,16 @@
 # The overhead contract, in short: what adapters cost as shares of the base's speed, within bounds wide enough for a busy
 # machine. Ratios of medians of interleaved rounds, never times. Usage: overhead.sh SERVER_BINARY MODEL
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
 server=$1
 model=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-python3 "$root/tests/make_adapters.py" "$work" 8
-modules=()
-for index in 0 1 2 3 4 5 6 7; do modules+=("a$index=$work/a$index"); done
-
 # Usage: measure NAME SHAPE REQUESTS MIX...
 measure() {
     local name=$1 shape=$2 requests=$3
     shift 3
-    RUST_LOG=warn ALLOW_RUNTIME_LORA_UPDATING=1 "$server" bench "$model" --lora-modules "${modules[@]}" --max-model-len 1024 \
+    RUST_LOG=warn ALLOW_RUNTIME_LORA_UPDATING=1 "$server" bench "$model" --max-model-len 1024 \
         --shape "$shape" --requests "$requests" --rounds 5 --mix "$@" --json "$work/$name.json"
 }
 # A backlog of the demo model's: 64 adapters over a pool for 8, beside 8 that fit.

@@ -41,6 +41,7 @@ pub use engine::{EngineHandle, OutputStream, PauseMode};
 pub use error::{Error, ErrorKind, Result};
 pub use llm::{Llm, ModelInfo, Progress, Quiet};
 pub use loraplex_kernels::DType;
+pub use loraplex_kernels::cpu::probe;
 pub use loraplex_plugin_sdk::{LoraRequest, ResolverConfig};
 pub use request::{
     Finish, FinishReason, GenerateRequest, Output, OutputToken, SamplingParams, StopReason,

@@ -10,7 +10,7 @@
 //! | `body`, `convert` | bodies to engine requests: the last place that can say 400 |
 //! | [`control`] | adapters that come and go while the server runs |
 //! | [`hub`] | models and adapters of the Hugging Face Hub |
-//! | [`mod@bench`] | loads for this server or another, and what they find |
+//! | [`mod@bench`], [`mod@growth`] | loads for this server or another, and what they find; how the time of a step grows |
 //! | [`demo`] | the model that comes with the server |
 //! | [`chat_template`] | conversations to prompts |
 //! | `generate`, `reply`, `sse` | engine outputs to answers and streams |
@@ -34,6 +34,7 @@ mod convert;
 pub mod demo;
 pub mod error;
 mod generate;
+pub mod growth;
 mod health;
 pub mod hub;
 mod inference;

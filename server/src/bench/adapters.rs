@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use loraplex_core::model::ModelConfig;
+use anyhow::{Context, Result};
+use loraplex_core::model::{Checkpoint, ModelConfig};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
 
@@ -13,17 +13,26 @@ use super::workload::Random;
 /// Weights are drawn from a pool of so many.
 const POOL: usize = 1 << 14;
 
-/// Writes adapter `index` of `rank` on all seven projections of the model at `model` below `folder`.
+/// Writes adapter `index` of `rank` on all seven projections of `model` below `folder`.
 pub(super) fn write(
     folder: &Path,
     model: &ModelConfig,
     rank: usize,
     index: usize,
 ) -> Result<PathBuf> {
-    let path = folder.join(format!("random-{index}"));
+    write_some(folder.join(format!("random-{index}")), model, (rank, 7), index as u64)
+}
+
+/// Writes an adapter of `rank` on the first `projections` of q, k, v, o, gate, up and down to the folder `path`.
+pub(crate) fn write_some(
+    path: PathBuf,
+    model: &ModelConfig,
+    (rank, projections): (usize, usize),
+    seed: u64,
+) -> Result<PathBuf> {
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
     let (hidden, ffn, q, kv) = (model.hidden_size, model.ffn_size, model.q_size(), model.kv_size());
-    let modules = [
+    let all = [
         ("self_attn.q_proj", q, hidden),
         ("self_attn.k_proj", kv, hidden),
         ("self_attn.v_proj", kv, hidden),
@@ -32,8 +41,9 @@ pub(super) fn write(
         ("mlp.up_proj", ffn, hidden),
         ("mlp.down_proj", hidden, ffn),
     ];
+    let modules = &all[..projections];
     let largest = hidden.max(ffn).max(q) * rank;
-    let mut random = Random::new(index as u64, 0);
+    let mut random = Random::new(seed, 0);
     // Small, so that answers stay finite: the upper half of an f32 is a bf16.
     let pool: Vec<[u8; 2]> = (0..POOL)
         .map(|_| {
@@ -44,7 +54,7 @@ pub(super) fn write(
     let bytes: Vec<u8> = pool.iter().cycle().take(largest).flatten().copied().collect();
     let mut tensors = Vec::new();
     for layer in 0..model.layers {
-        for (module, outputs, inputs) in modules {
+        for &(module, outputs, inputs) in modules {
             for (half, shape) in [("A", [rank, inputs]), ("B", [outputs, rank])] {
                 let name =
                     format!("base_model.model.model.layers.{layer}.{module}.lora_{half}.weight");
@@ -65,15 +75,13 @@ pub(super) fn write(
     Ok(path)
 }
 
-/// Shapes of the model in the Hugging Face folder `model`.
-pub(super) fn shapes(model: &Path) -> Result<ModelConfig> {
-    ensure!(
-        model.is_dir(),
-        "{} is no Hugging Face folder, so that no random adapters can be made for it; name some with --lora-modules",
-        model.display()
-    );
-    let path = model.join("config.json");
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    Ok(ModelConfig::from_hf(&config)?)
+/// Shapes of the model at `model`, a Hugging Face folder or a GGUF file. Reads no weights.
+pub(crate) fn shapes(model: &Path) -> Result<ModelConfig> {
+    let checkpoint = Checkpoint::dummy(model, 0).with_context(|| {
+        format!(
+            "no random adapters can be made for {}; name some with --lora-modules",
+            model.display()
+        )
+    })?;
+    Ok(checkpoint.config)
 }

@@ -19,12 +19,18 @@ pub struct BenchArgs {
     /// With --url: names of adapters (default: those of /v1/models with a parent)
     #[arg(long, value_name = "NAME", num_args = 1.., requires = "url")]
     pub adapter_models: Vec<String>,
+    /// More members for the body of each request to a model, such as 'a0={"lora": [{"id": 0, "scale": 1}]}' for a server that chooses adapters so
+    #[arg(long, value_name = "NAME=JSON", num_args = 1..)]
+    pub body: Vec<String>,
     /// Who is asked: base, one, distinct:N (request i asks adapter i mod N), uniform:N, zipf:N, reload:SECONDS (as one, while another adapter is replaced in place that often); the base is always measured too
     #[arg(long, value_name = "MIX", num_args = 1.., default_values = ["one", "distinct:2", "distinct:8", "uniform:8", "zipf:8"])]
     pub mix: Vec<String>,
     /// How long prompts and outputs are: even (64 in, 64 out), prefill (256, 8), decode (16, 128), mixed (16 to 128 each), or IN/OUT
     #[arg(long, value_name = "SHAPE", default_value = "even")]
     pub shape: String,
+    /// Instead of mixes, in this process: how the time of a step grows with distinct adapters, registered adapters, context and batch
+    #[arg(long, conflicts_with_all = ["url", "mix", "shape", "request_rate"])]
+    pub growth: bool,
     /// Requests of one round of one mix
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub requests: usize,
@@ -49,6 +55,9 @@ pub struct BenchArgs {
     /// Seed of prompts, lengths, arrivals and the choice of adapters
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub bench_seed: u64,
+    /// Measure what all cores of this machine read from memory a second, before and after each round of each mix
+    #[arg(long)]
+    pub read_bandwidth: bool,
     /// File for the results as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -1,10 +1,12 @@
 //! One streamed request to an OpenAI-compatible server, timed.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::stats::Sample;
 use super::workload::Planned;
@@ -19,15 +21,33 @@ pub struct Client {
     url: String,
     key: Option<String>,
     text_prompts: bool,
+    bodies: Arc<Bodies>,
+}
+
+/// What requests to a model have in their bodies beside the rest, by the model's name.
+pub type Bodies = HashMap<String, Map<String, Value>>;
+
+/// Reads `NAME={...}`, one of each name.
+pub fn bodies(texts: &[String]) -> Result<Bodies> {
+    let mut found = Bodies::new();
+    for text in texts {
+        let parts = text.split_once('=').filter(|(name, _)| !name.is_empty());
+        let (name, json) = parts.with_context(|| format!("--body {text}: it is NAME=JSON"))?;
+        let members = serde_json::from_str(json)
+            .with_context(|| format!("--body {text}: {json} is no JSON object"))?;
+        ensure!(found.insert(name.into(), members).is_none(), "--body: {name} stands there twice");
+    }
+    Ok(found)
 }
 
 impl Client {
     /// For the server at `url`, with or without `/v1`.
-    pub fn new(url: &str, key: Option<String>, text_prompts: bool) -> Self {
+    pub fn new(url: &str, key: Option<String>, text_prompts: bool, bodies: Bodies) -> Self {
         // Fails where one is installed already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        Self { http: reqwest::Client::new(), url, key, text_prompts }
+        let bodies = Arc::new(bodies);
+        Self { http: reqwest::Client::new(), url, key, text_prompts, bodies }
     }
 
     /// Names of the base models and of the adapters that it serves.
@@ -67,7 +87,7 @@ impl Client {
 
     /// Sends `planned` for `model` and reads its stream to the end.
     pub async fn complete(&self, model: &str, planned: &Planned) -> Result<Sample> {
-        let body = json!({
+        let mut body = json!({
             "model": model,
             "prompt": if self.text_prompts { words(&planned.prompt).into() } else { json!(planned.prompt) },
             "max_tokens": planned.output,
@@ -76,9 +96,19 @@ impl Client {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
-        let request = self.authorized(self.http.post(format!("{}/v1/completions", self.url)));
+        for (member, value) in self.bodies.get(model).into_iter().flatten() {
+            body[member] = value.clone();
+        }
+        let send = || {
+            let request = self.http.post(format!("{}/v1/completions", self.url)).json(&body);
+            self.authorized(request).send()
+        };
         let start = Instant::now();
-        let response = request.json(&body).send().await?;
+        let response = match send().await {
+            // Some servers close a kept connection just as the next request goes out on it.
+            Err(error) if error.is_request() => send().await?,
+            response => response?,
+        };
         if !response.status().is_success() {
             let status = response.status();
             let text: String = response.text().await?.chars().take(300).collect();
@@ -195,6 +225,17 @@ mod tests {
             let mut found = events.push(&text.as_bytes()[..cut]).unwrap();
             found.extend(events.push(&text.as_bytes()[cut..]).unwrap());
             assert_eq!(found, ["{\"a\":\"\u{e9}\"}", "[DONE]"], "{cut}");
+        }
+    }
+
+    #[test]
+    fn bodies_are_objects_of_names() {
+        let read = |texts: &[&str]| bodies(&texts.iter().map(|t| (*t).into()).collect::<Vec<_>>());
+        let found = read(&[r#"a={"lora": [1], "n": 2}"#, "b={}"]).unwrap();
+        assert_eq!(found["a"]["lora"], json!([1]));
+        assert!(found["b"].is_empty());
+        for texts in [&["a"][..], &["={}"], &["a=1"], &["a={"], &["a={}", "a={}"]] {
+            assert!(read(texts).is_err(), "{texts:?}");
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Outcome {
     pub reloads: Vec<Duration>,
     /// From the first request's turn to the last one's end.
     pub duration: Duration,
+    /// What this machine read from memory a second before and after, if that was measured.
+    pub read_gb_s: Option<(f64, f64)>,
 }
 
 /// Whom requests go to.

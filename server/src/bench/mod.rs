@@ -20,10 +20,11 @@
 //!
 //! What this module must never do: know the engine. It measures over HTTP, its own server as well as any other.
 
-mod adapters;
+pub(crate) mod adapters;
 pub mod args;
 pub mod client;
 pub mod drive;
+pub(crate) mod limits;
 pub mod picture;
 pub mod report;
 pub mod stats;
@@ -43,17 +44,20 @@ use crate::config::ServerConfig;
 use crate::config::env::Environment;
 use crate::{demo, run};
 use args::BenchArgs;
-use client::Client;
+use client::{Client, bodies};
 use drive::{Outcome, Target};
 use report::Report;
 use workload::{Load, Mix, Planned, Shape};
 
 /// Measures as `args` say, and writes what was found.
 pub async fn bench(args: BenchArgs, environment: &Environment) -> Result<()> {
+    if args.growth {
+        return crate::growth::growth(args, environment).await;
+    }
     let plan = Plan::new(&args)?;
     let Some(url) = args.url.clone() else { return with_own_server(args, plan, environment).await };
     let key = args.settings.api_key.first().map(|key| key.expose().to_owned());
-    let client = Client::new(&url, key, args.text_prompts);
+    let client = Client::new(&url, key, args.text_prompts, bodies(&args.body)?);
     let (mut base, mut adapters) = (args.base_model.clone(), args.adapter_models.clone());
     if base.is_none() || adapters.is_empty() && plan.adapters() > 0 {
         let (bases, found) = client.models().await?;
@@ -130,6 +134,7 @@ async fn with_own_server(args: BenchArgs, mut plan: Plan, environment: &Environm
     settings.port = Some(0);
     let key = settings.api_key.first().map(|key| key.expose().to_owned());
     let folder = TempDir::with_prefix("loraplex-bench-").context("no place for adapters")?;
+    let bodies = bodies(&args.body)?;
     let made = fill(&mut settings, &plan, &args, &folder, environment)?;
     let config = ServerConfig::resolve(settings, environment)?;
     let base = config.served_model_names[0].clone();
@@ -138,7 +143,8 @@ async fn with_own_server(args: BenchArgs, mut plan: Plan, environment: &Environm
     let (ready, started) = oneshot::channel();
     let measured = async {
         let address: std::net::SocketAddr = started.await.context("the server did not start")?;
-        let client = Client::new(&format!("http://{address}"), key, args.text_prompts);
+        let url = format!("http://{address}");
+        let client = Client::new(&url, key, args.text_prompts, bodies);
         measure(&args, &plan, Target { client, base, adapters, concurrency: plan.concurrency })
             .await
     };
@@ -200,12 +206,17 @@ async fn measure(args: &BenchArgs, plan: &Plan, target: Target) -> Result<()> {
     bar.set_style(ProgressStyle::with_template(style)?.progress_chars("=> "));
     bar.set_message("warming up");
     warm_up(plan, &target).await?;
+    let mut probe = args.read_bandwidth.then(limits::probe).transpose()?;
     let mut outcomes: Vec<(Mix, Vec<Outcome>)> =
         plan.mixes.iter().map(|&mix| (mix, Vec::new())).collect();
     for round in 0..args.rounds {
         for (place, (mix, outcomes)) in outcomes.iter_mut().enumerate() {
             bar.set_message(format!("round {}: {}", round + 1, mix.name()));
-            outcomes.push(target.drive(*mix, plan.load.plan(*mix, place, round), &bar).await);
+            let planned = plan.load.plan(*mix, place, round);
+            let before = limits::read(&mut probe)?;
+            let mut outcome = target.drive(*mix, planned, &bar).await;
+            outcome.read_gb_s = before.zip(limits::read(&mut probe)?);
+            outcomes.push(outcome);
         }
     }
     bar.finish_and_clear();

@@ -9,7 +9,7 @@ const HEIGHT: f64 = 470.0;
 const PLOT: (f64, f64) = (440.0, 300.0);
 const TOP: f64 = 90.0;
 /// Told apart by people who see colours differently.
-const COLOURS: [&str; 8] =
+pub(crate) const COLOURS: [&str; 8] =
     ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];
 
 /// The picture.
@@ -140,7 +140,7 @@ impl Plot {
     }
 }
 
-fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, text: &str, size: u32) {
+pub(crate) fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, text: &str, size: u32) {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let _ = writeln!(
         out,
@@ -148,12 +148,12 @@ fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, text: &str, size: u3
     );
 }
 
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if value < 10.0 && value.fract() != 0.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
 /// A number above `value`, with a little air, whose quarters are short.
-fn ceiling(value: f64) -> f64 {
+pub(crate) fn ceiling(value: f64) -> f64 {
     let value = value * 1.05;
     let power = 10f64.powf(value.log10().floor());
     let step = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 6.0, 8.0, 10.0]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::drive::Outcome;
-use super::stats::{Figures, Ratio, Sample, Spread};
+use super::stats::{Figures, Ratio, Sample, Spread, median};
 use super::workload::Mix;
 
 /// Everything that a run found.
@@ -50,6 +50,8 @@ pub struct MixReport {
     pub reload_ms: Option<Spread>,
     /// How many.
     pub reloads: usize,
+    /// What this machine read from memory a second, before and after each round; empty where it was not measured.
+    pub read_gb_s: Vec<(f64, f64)>,
     /// One of the failures, if there were any.
     pub error: Option<String>,
     /// Every request's end-to-end time in ms, in order of size; for the picture.
@@ -108,6 +110,7 @@ fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
     let error = outcomes.iter().find_map(|outcome| outcome.errors.first().cloned());
     let reloads = outcomes.iter().flat_map(|outcome| &outcome.reloads);
     let reloads: Vec<f64> = reloads.map(|took| took.as_secs_f64() * 1e3).collect();
+    let read_gb_s = outcomes.iter().filter_map(|outcome| outcome.read_gb_s).collect();
     let samples: Vec<Sample> = outcomes.into_iter().flat_map(|outcome| outcome.samples).collect();
     let mut e2e_ms: Vec<f64> = samples.iter().map(|s| s.e2e.as_secs_f64() * 1e3).collect();
     e2e_ms.sort_by(f64::total_cmp);
@@ -119,6 +122,7 @@ fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
         ratio_to_base: Ratios::default(),
         reloads: reloads.len(),
         reload_ms: (!reloads.is_empty()).then(|| Spread::of(reloads)),
+        read_gb_s,
         error,
         e2e_ms,
     }
@@ -198,6 +202,10 @@ impl Report {
                     ratios.itl_p99.of_medians
                 );
             }
+            if !mix.read_gb_s.is_empty() {
+                let read = median(mix.read_gb_s.iter().flat_map(|&(a, b)| [a, b]));
+                let _ = writeln!(text, "{}: memory read {read:.1} GB/s beside it", mix.mix);
+            }
             if let Some(error) = &mix.error {
                 let _ = writeln!(text, "{} failed with: {error}", mix.mix);
             }
@@ -221,6 +229,7 @@ mod tests {
             }],
             errors: Vec::new(),
             reloads: Vec::new(),
+            read_gb_s: None,
             duration: Duration::from_millis(ms),
         };
         let reports = mixes(vec![
