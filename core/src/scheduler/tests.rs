@@ -330,7 +330,9 @@ fn many_adapters_over_little_room_run_in_full_batches() {
         scene.scheduler.pool = AdapterPool::new(80);
         let all = adapters(64);
         for turn in 0..512 {
-            scene.add_to(&all[turn % distinct], 32);
+            // All numbers below 512 once, in no order: clients come as they come.
+            let turn = (turn * 205 % 512) ^ 22;
+            scene.add_to(&all[turn / (512 / distinct)], 32);
         }
         let (mut steps, mut ends) = (0, Vec::new());
         while scene.scheduler.has_work() {
