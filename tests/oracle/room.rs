@@ -46,6 +46,45 @@ async fn who_finds_no_room_is_refused_in_time_and_evicts_nobody() {
     }
 }
 
+/// R8: a backlog of 64 adapters over room for 8 takes hardly more steps than one of 8 adapters.
+#[tokio::test]
+async fn a_backlog_over_little_room_runs_in_full_batches() {
+    let flags = ["--max-loras", "8", "--max-lora-rank", "8", "--max-num-seqs", "64"];
+    let world = World::start(&flags).await;
+    let names: Vec<String> = (0..64).map(|index| format!("a{index}")).collect();
+    for name in &names {
+        world.operator.load(name, Way::Upload).await;
+    }
+    let send = async |path: &str| {
+        world.client().request(Method::POST, path).send().await.unwrap().error_for_status().unwrap()
+    };
+    let mut steps = Vec::new();
+    for distinct in [8, 64] {
+        let before = world.metric("vllm:iteration_tokens_count").await;
+        // All of it is there before the first step, so that the steps can be counted.
+        send("/pause?mode=keep").await;
+        let asks = (0..512).map(|index| {
+            world.ask(Ask::new(&names[index % distinct], &[distinct as u32, index as u32, 7], 16))
+        });
+        let resume = async {
+            while world.metric("vllm:num_requests_waiting").await < 512.0 {
+                tokio::task::yield_now().await;
+            }
+            send("/resume").await
+        };
+        let (answers, _) = futures::join!(join_all(asks), resume);
+        for answer in answers {
+            let explained = world.explain(&answer);
+            assert_eq!((explained.generations.len(), answer.tokens.len()), (1, 16), "{answer:?}");
+        }
+        world.quiet().await;
+        steps.push(world.metric("vllm:iteration_tokens_count").await - before);
+    }
+    assert!(world.metric("loraplex:lora_pool_evictions_total").await >= 48.0, "all had room");
+    let [few, many] = steps[..] else { unreachable!("two backlogs") };
+    assert!(many <= 1.5 * few, "{many} steps with 64 adapters, {few} with 8");
+}
+
 /// R14: what comes back to the device is what was there before, to the last bit of every score.
 #[tokio::test]
 async fn an_evicted_adapter_comes_back_as_it_was() {

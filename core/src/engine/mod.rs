@@ -79,6 +79,8 @@ impl Engine {
     /// Takes what is queued; waits when there is nothing else to do. False when nobody can send any more.
     fn take_commands(&mut self) -> bool {
         if (!self.scheduler.has_work() || self.pause.is_frozen()) && !self.stopping {
+            // The last step has been counted.
+            self.plan.clear();
             self.report();
             let received = match self.pause.until() {
                 None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),

@@ -59,7 +59,8 @@ impl StepPlan {
         self.chunks.is_empty()
     }
 
-    pub(super) fn clear(&mut self) {
+    /// As of a step that ran nothing.
+    pub fn clear(&mut self) {
         self.chunks.clear();
         self.admitted.clear();
         self.evicted.clear();
