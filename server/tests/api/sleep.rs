@@ -97,11 +97,12 @@ async fn a_sleep_is_a_pause_that_forgets_prefixes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sleep_takes_adapters_off_the_device_and_requests_bring_them_back() {
     let server = Server::new();
-    let pool = || {
+    let metric = |name: &str| {
         let text = server.llm.metrics().encode();
-        let line = text.lines().find(|line| line.starts_with("loraplex:lora_pool_bytes{")).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
     };
+    let pool = || metric("loraplex:lora_pool_bytes{");
     let ask = async || {
         let body = json!({"model": "pirate", "prompt": "Once", "max_tokens": 8, "temperature": 0});
         server.call("/v1/completions", body).await.json()["choices"][0]["text"].clone()
@@ -123,7 +124,7 @@ async fn a_sleep_takes_adapters_off_the_device_and_requests_bring_them_back() {
     // What a frozen request holds stays where it is.
     let (answer, slept) = server
         .during(async || {
-            while pool() == 0 {
+            while metric("vllm:num_requests_running{") == 0 {
                 tokio::task::yield_now().await;
             }
             let slept = server.bare("POST", "/sleep?mode=keep").await.json();
