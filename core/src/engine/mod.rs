@@ -250,6 +250,9 @@ impl Engine {
     fn take_arrived(&mut self, wait: bool) {
         if self.scheduler.awaits_adapters() {
             self.runner.arrived_adapters(wait, &mut self.arrived);
+            if self.arrived.is_empty() {
+                return;
+            }
             for generation in self.arrived.drain(..) {
                 self.scheduler.adapter_arrived(generation);
             }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::curve::{Curve, Report};
-use crate::bench::picture::{COLOURS, ceiling, number, text};
+use crate::bench::picture::{COLOURS, begin, ceiling, number, text};
 
 const WIDTH: f64 = 1090.0;
 const HEIGHT: f64 = 840.0;
@@ -11,11 +11,7 @@ const PLOT: (f64, f64) = (420.0, 270.0);
 
 /// The picture.
 pub(super) fn svg(report: &Report) -> String {
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-         viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
+    let mut out = begin(WIDTH, HEIGHT);
     let title = format!(
         "Time of a step, {} on {}, adapters of rank {}",
         report.model, report.device, report.rank

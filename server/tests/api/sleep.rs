@@ -97,11 +97,13 @@ async fn a_sleep_is_a_pause_that_forgets_prefixes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sleep_takes_adapters_off_the_device_and_requests_bring_them_back() {
     let server = Server::new();
-    let pool = || {
+    let metric = |name: &str| {
         let text = server.llm.metrics().encode();
-        let line = text.lines().find(|line| line.starts_with("loraplex:lora_pool_bytes{")).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
     };
+    let pool = || metric("loraplex:lora_pool_bytes{");
+    let running = || metric("vllm:num_requests_running{");
     let ask = async || {
         let body = json!({"model": "pirate", "prompt": "Once", "max_tokens": 8, "temperature": 0});
         server.call("/v1/completions", body).await.json()["choices"][0]["text"].clone()
@@ -120,6 +122,21 @@ async fn a_sleep_takes_adapters_off_the_device_and_requests_bring_them_back() {
     server.bare("POST", "/wake_up").await;
     assert_eq!(ask().await, before);
     assert_eq!(pool(), held);
+    // What a frozen request holds stays where it is. An answer is out before the engine reports its end.
+    while running() != 0 {
+        tokio::task::yield_now().await;
+    }
+    let (answer, slept) = server
+        .during(async || {
+            while running() == 0 {
+                tokio::task::yield_now().await;
+            }
+            let slept = server.bare("POST", "/sleep?mode=keep").await.json();
+            server.bare("POST", "/wake_up").await;
+            slept
+        })
+        .await;
+    assert_eq!((finish(&answer), &slept["lora_pool_bytes_freed"]), ("length".into(), &json!(0)));
 }
 
 #[tokio::test]
