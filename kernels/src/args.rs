@@ -217,6 +217,21 @@ pub struct SamplingParams<'a> {
     pub draw: u64,
 }
 
+impl SamplingParams<'_> {
+    /// The best token.
+    pub const GREEDY: Self = Self {
+        banned: &[],
+        bias: &[],
+        penalties: None,
+        temperature: 0.0,
+        min_p: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        seed: 0,
+        draw: 0,
+    };
+}
+
 /// Penalties for tokens seen before, as OpenAI and Hugging Face define them.
 #[derive(Debug, Clone, Copy)]
 pub struct Penalties<'a> {

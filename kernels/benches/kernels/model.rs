@@ -218,7 +218,11 @@ impl Model {
                 }
             }
             let row = positions.len() as u32 - 1;
-            samples.push(SampleRow { row, task: SampleTask::Draw(GREEDY), logprobs: None });
+            samples.push(SampleRow {
+                row,
+                task: SampleTask::Draw(SamplingParams::GREEDY),
+                logprobs: None,
+            });
         }
         let tokens: Vec<RowToken> =
             (0..positions.len()).map(|row| RowToken::Known(row as u32 * 7 % 1000)).collect();
@@ -307,18 +311,6 @@ impl Model {
         Ok(times)
     }
 }
-
-const GREEDY: SamplingParams<'_> = SamplingParams {
-    banned: &[],
-    bias: &[],
-    penalties: None,
-    temperature: 0.0,
-    min_p: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    seed: 0,
-    draw: 0,
-};
 
 fn lora(shape: &Shape, rank: usize, noise: &mut Noise) -> LoraWeights {
     let mut weights = LoraWeights::default();

@@ -22,18 +22,6 @@ const VOCAB: Shape = Shape { inputs: 64, outputs: 49_152, layers: 1, rank: 0 };
 /// An element of a weight, of an adapter or of the cache.
 const ELEMENT: usize = 2;
 
-pub(crate) const GREEDY: SamplingParams<'_> = SamplingParams {
-    banned: &[],
-    bias: &[],
-    penalties: None,
-    temperature: 0.0,
-    min_p: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    seed: 0,
-    draw: 0,
-};
-
 /// A projection, in so many layers; with a rank, each row has an adapter of its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {

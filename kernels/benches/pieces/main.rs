@@ -14,7 +14,7 @@ use criterion::{Criterion, Throughput};
 use loraplex_kernels::cpu::probe::Probe;
 use loraplex_kernels::{DType, SamplingParams};
 
-use bench::{Bench, GREEDY, Shape};
+use bench::{Bench, Shape};
 use floor::Floor;
 
 /// More weights than most caches hold, in layers that take turns.
@@ -48,8 +48,14 @@ fn main() {
         let mut bench = Bench::attention((sequences, rows, context), threads);
         measure(&mut criterion, &mut probe, name, bench.floor(), || bench.attend());
     }
-    let drawn = SamplingParams { temperature: 0.8, top_k: 50, top_p: 0.95, seed: 7, ..GREEDY };
-    for (name, params) in [("sampler-greedy", GREEDY), ("sampler-top-p", drawn)] {
+    let drawn = SamplingParams {
+        temperature: 0.8,
+        top_k: 50,
+        top_p: 0.95,
+        seed: 7,
+        ..SamplingParams::GREEDY
+    };
+    for (name, params) in [("sampler-greedy", SamplingParams::GREEDY), ("sampler-top-p", drawn)] {
         let mut bench = Bench::sampler(8, threads);
         measure(&mut criterion, &mut probe, name, bench.floor(), || bench.sample(params));
     }

@@ -21,17 +21,6 @@ const LONG_BATCH: usize = 16;
 const BATCHES: [usize; 6] = [1, 8, 32, 64, 128, 256];
 const DISTINCT: [usize; 5] = [0, 1, 8, 32, 64];
 const RANK: usize = 16;
-const GREEDY: SamplingParams<'static> = SamplingParams {
-    banned: &[],
-    bias: &[],
-    penalties: None,
-    temperature: 0.0,
-    min_p: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    seed: 0,
-    draw: 0,
-};
 
 pub(crate) struct Bench {
     backend: CudaBackend,
@@ -225,7 +214,7 @@ impl Bench {
             .iter()
             .map(|span| SampleRow {
                 row: last_row(span),
-                task: SampleTask::Draw(GREEDY),
+                task: SampleTask::Draw(SamplingParams::GREEDY),
                 logprobs: None,
             })
             .collect();

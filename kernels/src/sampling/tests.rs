@@ -7,17 +7,8 @@ use crate::args::Penalties;
 
 use direct::direct;
 
-const NO_CHANGE: SamplingParams<'static> = SamplingParams {
-    banned: &[],
-    bias: &[],
-    penalties: None,
-    temperature: 1.0,
-    min_p: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    seed: 0,
-    draw: 0,
-};
+const NO_CHANGE: SamplingParams<'static> =
+    SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
 
 /// Rows of logits that differ in what makes sampling hard.
 fn rows() -> Vec<(&'static str, Vec<f32>)> {

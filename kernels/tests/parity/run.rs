@@ -40,17 +40,7 @@ pub(crate) type Outputs = BTreeMap<Place, RowOutput>;
 
 /// The best token.
 pub(crate) const fn greedy(bias: &[(u32, f32)]) -> SamplingParams<'_> {
-    SamplingParams {
-        banned: &[],
-        bias,
-        penalties: None,
-        temperature: 0.0,
-        min_p: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        seed: 0,
-        draw: 0,
-    }
+    SamplingParams { bias, ..SamplingParams::GREEDY }
 }
 
 /// Runs a job on a fresh backend.
