@@ -30,6 +30,7 @@ struct DecodeArgs {
     u32 group;  // heads that share a kv head
     float scale;
     u32 window;  // 0: none
+    u32* made;   // counts blocks, or null
 };
 
 // Where four keys' V lie for one lane, or K's two: the row of key `first + i`.
@@ -230,7 +231,7 @@ DEVICE void store_result(const DecodeArgs& args, u32 row, u32 head, u32 i, const
 }
 
 template <int D>
-DEVICE void decode(const DecodeArgs& args) {
+DEVICE void attend(const DecodeArgs& args) {
     __shared__ Shared<D> shared;
     const DecodeItem item = args.items[blockIdx.x];
     let_dependents_start();
@@ -292,6 +293,12 @@ DEVICE void decode(const DecodeArgs& args) {
         }
         store_result(args, item.row, first_head + column, i, partial);
     }
+}
+
+template <int D>
+DEVICE void decode(const DecodeArgs& args) {
+    attend<D>(args);
+    tell_made(args.made);
 }
 
 KERNEL(128, 1) decode64(const DecodeArgs args) { decode<64>(args); }

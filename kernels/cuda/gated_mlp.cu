@@ -10,6 +10,7 @@ struct GatedArgs {
     u32 ffn;
     u32 unused;
     const u16* delta;  // like y, or null
+    u32* made;         // counts blocks, or null
 };
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -49,17 +50,19 @@ struct Raw {
 KERNEL(256, 1) gated_mlp(const GatedArgs args) {
     let_dependents_start();
     wait_for_primary();
-    u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
-    if (i >= args.ffn) return;
-    float gate[8] = {}, up[8] = {};
-    Raw raw, delta;
-    raw.load(args, args.y, blockIdx.y, i, true);
-    if (args.delta) {
-        delta.load(args, args.delta, blockIdx.y, i, true);
-        widen8(delta.gate, gate);
-        widen8(delta.up, up);
+    const u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
+    if (i < args.ffn) {
+        float gate[8] = {}, up[8] = {};
+        Raw raw, delta;
+        raw.load(args, args.y, blockIdx.y, i, true);
+        if (args.delta) {
+            delta.load(args, args.delta, blockIdx.y, i, true);
+            widen8(delta.gate, gate);
+            widen8(delta.up, up);
+        }
+        raw.finish(args, blockIdx.y, i, gate, up);
     }
-    raw.finish(args, blockIdx.y, i, gate, up);
+    tell_made(args.made);
 }
 
 // For many rows. Grid: columns / 128, tiles. A warp has 32 columns.

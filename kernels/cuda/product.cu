@@ -8,6 +8,7 @@
 #define OUTPUTS 128
 #define CHUNK 128            // of K a stage: 256 bytes of a row are near each other in memory
 #define SLOTS (CHUNK / 16)   // tasks a stage
+#define LISTED 64            // tasks that a block knows at once, a multiple of SLOTS
 #define PITCH (OUTPUTS + 4)  // of a row of sums: no two lanes of a store share a bank
 #define PRODUCT_THREADS 256
 #define MOST_SHARES 4
@@ -17,9 +18,8 @@ struct ProductArgs {
     const u16* x;  // [rows, inputs]
     const u16* w;  // [stride, inputs]
     void* y;       // [rows, stride]: bf16, or f32 if `wide`
-    // The site's own: not 0 as soon as x is there, and how many blocks have seen that. Null without a shrink before: the
-    // kernel before makes x.
-    u32* ready;
+    // Counts the blocks that have made x, where the kernel before is the shrink. Null: the kernel before makes x.
+    const u32* made;
     u32 rows;
     u32 inputs;  // a multiple of 8
     u32 stride;  // of y, a multiple of 8
@@ -27,7 +27,7 @@ struct ProductArgs {
     u32 wide;
     u32 tiles;      // as many as there may be, 0 without LoRA
     u32 widths[3];  // of the parts; 0 past the last
-    u32 unused;
+    u32 makers;     // how many blocks make x
 };
 
 // The outputs of a block.
@@ -51,6 +51,17 @@ struct Columns {
     }
 };
 
+// Sixteen ranks of B and h.
+struct OwnTask {
+    const u16* b;
+    u32 stride;
+    u32 ranks;  // of the sixteen; 0: there is no such task
+    u32 lane;
+    u32 first_row;
+    u32 rows;
+    u32 unused;
+};
+
 template <u32 ROWS, u32 STAGES>
 struct Product {
     struct Stage {
@@ -59,21 +70,23 @@ struct Product {
     };
     static constexpr u32 N = ROWS / 8;
     static constexpr u32 EIGHTS = CHUNK / 8;
+    static constexpr u32 LISTED_STAGES = LISTED / SLOTS;
 
     const ProductArgs& args;
     const Columns columns;
     Stage* const ring;
     LoraTasks& tasks;
+    OwnTask* const listed;
     const u32 share;
     const u32 first_k;
     u32 chunks;
-    u32 stages;
-    bool waited = false;
+    u32 stages;  // chunks, then B and h of the block's share of the tasks
+    FoundTask found;
     float acc[2][N][4] = {};
 
-    DEVICE Product(const ProductArgs& args, u8* shared, LoraTasks& tasks)
+    DEVICE Product(const ProductArgs& args, u8* shared, LoraTasks& tasks, OwnTask* listed)
         : args(args), columns(args, blockIdx.x / args.shares), ring((Stage*)shared), tasks(tasks),
-          share(blockIdx.x % args.shares), first_k(share * each(args) * CHUNK) {
+          listed(listed), share(blockIdx.x % args.shares), first_k(share * each(args) * CHUNK) {
         const u32 all = (args.inputs + CHUNK - 1) / CHUNK, before = share * each(args);
         chunks = all > before ? min(all - before, each(args)) : 0;
         stages = chunks;
@@ -107,80 +120,85 @@ struct Product {
 
     DEVICE void copy_x(u32 stage) const { copy<ROWS>(ring[stage % STAGES].x, args.x, args.rows, stage); }
 
-    // B and h of a stage's tasks.
-    DEVICE void copy_lora(u32 stage) {
-        // h is the kernel's before.
-        if (!waited) wait_for_primary();
-        waited = true;
-        Stage& to = ring[stage % STAGES];
+    // So many of the block's tasks, from number `first` on.
+    DEVICE void list_tasks(u32 first) const {
+        if (threadIdx.x >= LISTED) return;
+        const u32 i = (first + threadIdx.x) * args.shares + share;
+        OwnTask own = {0, 0, 0, 0, 0, 0, 0};
+        if (i < tasks.count) {
+            const u32 t = tasks.tile_of(i), k = (i - tasks.starts[t]) * 16;
+            const LoraTask& task = tasks.tiles[t];
+            own.b = task.b + (u64)(columns.first - columns.start) * task.ranks + k;
+            own.stride = task.ranks, own.ranks = min(task.ranks - k, 16u), own.lane = task.lane + k;
+            own.first_row = task.first_row, own.rows = task.rows;
+        }
+        listed[threadIdx.x] = own;
+    }
+
+    DEVICE const OwnTask& task(u32 stage, u32 slot) const { return listed[((stage - chunks) * SLOTS + slot) % LISTED]; }
+
+    // B of a stage's tasks.
+    DEVICE void copy_b(u32 stage) const {
         const u32 row = threadIdx.x / 2, half = threadIdx.x % 2 * 8;
-        const u32 own = columns.first - columns.start;
+        const bool inside = columns.first - columns.start + row < columns.width;
+        u16* to = ring[stage % STAGES].w + row * 16 + half;
 #pragma unroll
         for (u32 slot = 0; slot < SLOTS; slot++) {
-            const u32 i = task_number(stage, slot);
-            if (i >= tasks.count) break;
-            u32 k;
-            const LoraTask& task = tasks.get(i, k);
-            const bool inside = k + half < task.stride, valid = inside && own + row < columns.width;
-            const u16* b = task.b + (u64)(own + row) * task.stride + k + half;
-            copy_async(to.w + slot * OUTPUTS * 16 + row * 16 + half, valid ? b : task.b, valid);
-            if (row < ROWS && row - task.first_row < task.rows) {
-                const u16* h = args.lora.h + (u64)row * args.lora.lane_stride + task.lane + k + half;
-                copy_async(to.x + slot * ROWS * 16 + row * 16 + half, inside ? h : task.b, inside);
-            }
+            const OwnTask& own = task(stage, slot);
+            if (!own.ranks) break;
+            const bool valid = inside && half < own.ranks;
+            copy_async(to + slot * OUTPUTS * 16, valid ? own.b + (u64)row * own.stride + half : own.b, valid);
         }
     }
 
-    DEVICE u32 task_number(u32 stage, u32 slot) const {
-        return ((stage - chunks) * SLOTS + slot) * args.shares + share;
+    // h of a stage's tasks, once it is there. A warp has a task.
+    DEVICE void copy_h(u32 stage) const {
+        const u32 slot = threadIdx.x / 32, half = threadIdx.x % 2 * 8;
+        const OwnTask& own = task(stage, slot);
+        if (!own.ranks) return;
+        for (u32 i = threadIdx.x % 32 / 2; i < own.rows; i += 16) {
+            const u32 row = own.first_row + i;
+            const bool valid = half < own.ranks;
+            const u16* h = args.lora.h + (u64)row * args.lora.lane_stride + own.lane + half;
+            copy_async(ring[stage % STAGES].x + (slot * ROWS + row) * 16 + half, valid ? h : own.b, valid);
+        }
     }
 
-    DEVICE void copy_stage(u32 stage) {
-        if (stage < chunks)
-            copy_w(stage), copy_x(stage);
-        else if (stage < stages)
-            copy_lora(stage);
-        copy_commit();
+    // Steps 1 and 2, with a barrier before, between and behind: the tasks of the block, which take long to find.
+    DEVICE void find_tasks(u32 step) {
+        if (step == 1 && threadIdx.x < 32) tasks.set(found);
+        if (step == 2) {
+            const u32 own = tasks.count > share ? (tasks.count - share - 1) / args.shares + 1 : 0;
+            stages += (own + SLOTS - 1) / SLOTS;
+            list_tasks(0);
+        }
     }
 
-    // x may come later than W.
+    // x comes later than W.
     DEVICE void begin() {
+        if (threadIdx.x < 32) found.begin(args.lora, args.tiles);
 #pragma unroll
         for (u32 i = 0; i < STAGES - 1; i++)
             if (i < chunks) copy_w(i);
-        if (args.tiles) {
-            if (threadIdx.x < 32) tasks.find(args.lora, args.tiles, columns.part);
-            __syncthreads();
-            const u32 own = tasks.count > share ? (tasks.count - share - 1) / args.shares + 1 : 0;
-            stages += (own + SLOTS - 1) / SLOTS;
-        }
-        if (args.ready) {
-            if (threadIdx.x == 0) wait_for_x();
+        if (threadIdx.x < 32) found.find(args.lora, columns.part);
+        if (args.made) {
+            if (threadIdx.x == 0) wait_for_makers();
             __syncthreads();
         } else {
             wait_for_primary();
-            waited = true;
         }
 #pragma unroll
         for (u32 i = 0; i < STAGES - 1; i++) {
-            if (i < chunks)
-                copy_x(i);
-            else if (i < stages)
-                copy_lora(i);
+            if (i < chunks) copy_x(i);
             copy_commit();
         }
     }
 
-    DEVICE void wait_for_x() const {
-        u32 there;
+    DEVICE void wait_for_makers() const {
+        u32 count;
         do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(args.ready) : "memory");
-        } while (!there);
-    }
-
-    // The last block that has seen the sign takes it down.
-    DEVICE void forget_x() const {
-        if (atomicAdd(args.ready + 1, 1u) + 1 == gridDim.x) args.ready[1] = 0, args.ready[0] = 0;
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(args.made) : "memory");
+        } while (count < args.makers);
     }
 
     DEVICE void multiply_chunk(const Stage& stage) {
@@ -222,25 +240,24 @@ struct Product {
     }
 
     // The two halves of the block's warps take turns at the tasks.
-    DEVICE void multiply_lora(const Stage& stage, u32 number) {
+    DEVICE void multiply_lora(u32 stage) {
         const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        const u16* w = ring[stage % STAGES].w + (warp % 4 * 32 + g) * 16 + q * 4;
+        const u16* x = ring[stage % STAGES].x + g * 16 + q * 4;
 #pragma unroll
-        for (u32 slot = warp / 4; slot < SLOTS; slot += 2) {
-            const u32 i = task_number(number, slot);
-            if (i >= tasks.count) break;
-            u32 k;
-            const LoraTask& task = tasks.get(i, k);
+        for (u32 turn = 0; turn < SLOTS; turn += 2) {
+            const u32 slot = turn + warp / 4;
+            const OwnTask& own = task(stage, slot);
+            if (!own.ranks) break;
+            const u32 first = own.first_row, rows = own.rows;
             uint2 a[4];
-            const u16* w = stage.w + slot * OUTPUTS * 16 + (warp % 4 * 32 + g) * 16 + q * 4;
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) a[j] = *(const uint2*)(w + j * 8 * 16);
+            for (u32 j = 0; j < 4; j++) a[j] = *(const uint2*)(w + (slot * OUTPUTS + j * 8) * 16);
 #pragma unroll
             for (u32 n = 0; n < N; n++) {
-                if (n * 8 + 8 <= task.first_row || n * 8 >= task.first_row + task.rows) continue;
-                const u32 row = n * 8 + g;
+                if (n * 8 + 8 <= first || n * 8 >= first + rows) continue;
                 uint2 h = make_uint2(0, 0);
-                if (row - task.first_row < task.rows)
-                    h = *(const uint2*)(stage.x + slot * ROWS * 16 + row * 16 + q * 4);
+                if (n * 8 + g - first < rows) h = *(const uint2*)(x + (slot * ROWS + n * 8) * 16);
 #pragma unroll
                 for (u32 j = 0; j < 2; j++)
                     mma16(acc[j][n], a[2 * j].x, a[2 * j + 1].x, a[2 * j].y, a[2 * j + 1].y, h.x, h.y);
@@ -250,22 +267,68 @@ struct Product {
 
     DEVICE void run() {
         begin();
-        for (u32 stage = 0; stage < stages; stage++) {
+        // B that is there or under way ends here.
+        u32 next_b = chunks;
+        for (u32 stage = 0; stage < chunks; stage++) {
             copy_wait<STAGES - 2>();
             __syncthreads();
             // Not sooner: blocks of the next product would lie where those of this one leave room, and so unevenly.
-            if (stage == stages / 2) let_dependents_start();
-            copy_stage(stage + STAGES - 1);
-            if (stage < chunks)
-                multiply_chunk(ring[stage % STAGES]);
-            else
-                multiply_lora(ring[stage % STAGES], stage);
+            if (stage == chunks / 2) let_dependents_start();
+            const u32 next = stage + STAGES - 1;
+            if (next < chunks) copy_w(next), copy_x(next);
+            if (args.tiles) {
+                find_tasks(stage);
+                if (stage > 2)
+                    for (; next_b < min(next + 1, stages); next_b++) copy_b(next_b);
+            }
+            copy_commit();
+            multiply_chunk(ring[stage % STAGES]);
+        }
+        if (args.tiles) {
+            for (u32 step = max(chunks, 1u); step < 3; step++) {
+                __syncthreads();
+                find_tasks(step);
+            }
+            // h is there when the kernel before has ended.
+            wait_for_primary();
+            if (stages > chunks) add_lora(next_b);
+        } else {
+            wait_for_primary();
         }
         copy_wait<0>();
-        if (args.ready && threadIdx.x == 0) forget_x();
-        if (!waited) wait_for_primary();
         __syncthreads();
         finish((float*)ring);
+    }
+
+    DEVICE void add_lora(u32 next_b) {
+        // Nobody still reads the last chunk.
+        __syncthreads();
+        for (u32 first = chunks; first < stages; first += LISTED_STAGES) {
+            const u32 end = min(stages, first + LISTED_STAGES), at_once = min(end, first + STAGES);
+            if (first > chunks) {
+                __syncthreads();
+                list_tasks((first - chunks) * SLOTS);
+                __syncthreads();
+                next_b = first;
+            }
+            for (; next_b < at_once; next_b++) copy_b(next_b);
+            for (u32 stage = first; stage < at_once; stage++) copy_h(stage);
+            copy_commit();
+            copy_wait<0>();
+            __syncthreads();
+            for (u32 stage = first; stage < end; stage++) {
+                if (stage > first) {
+                    copy_wait<STAGES - 1>();
+                    __syncthreads();
+                }
+                multiply_lora(stage);
+                if (stage + STAGES < end) {
+                    __syncthreads();
+                    copy_b(stage + STAGES), copy_h(stage + STAGES);
+                }
+                copy_commit();
+            }
+        }
     }
 
     // Adds up what the warps and the cluster's blocks have, and stores it.
@@ -341,8 +404,8 @@ template <u32 ROWS, u32 STAGES>
 DEVICE void product(const ProductArgs& args) {
     DYNAMIC_SHARED(shared);
     __shared__ LoraTasks tasks;
-    Product<ROWS, STAGES> product(args, shared, tasks);
-    product.run();
+    __shared__ OwnTask listed[LISTED];
+    Product<ROWS, STAGES>(args, shared, tasks, listed).run();
 }
 
 // As many stages as leave room for two blocks on a multiprocessor.

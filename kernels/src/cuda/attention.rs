@@ -45,6 +45,9 @@ impl CudaBackend {
         let (scale, window) = (op.shape.scale, op.shape.window.unwrap_or(0));
         if self.step.sequences.iter().any(|sequence| sequence.rows == 1) {
             self.reserve_items(&op)?;
+            let grid = [self.step.counts.items, kv_heads, group.div_ceil(DECODE_HEADS)];
+            let alone = self.step.decodes_only();
+            let made = if alone { self.count_maker(out, grid) } else { 0 };
             let args = Decode {
                 cache,
                 items: self.meta(places.items),
@@ -57,8 +60,8 @@ impl CudaBackend {
                 group: group as u32,
                 scale,
                 window,
+                made,
             };
-            let grid = [self.step.counts.items, kv_heads, group.div_ceil(DECODE_HEADS)];
             let (kernel, shape) = (&self.kernels.decode[variant], self.chained(grid, 128));
             // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.
             unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };

@@ -40,6 +40,7 @@ pub(super) struct Residual {
     pub(super) width: u32,
     pub(super) eps: f32,
     pub(super) unused: u32,
+    pub(super) made: u64,
 }
 
 /// `QkvArgs`.
@@ -82,6 +83,7 @@ pub(super) struct Gated {
     pub(super) ffn: u32,
     pub(super) unused: u32,
     pub(super) delta: u64,
+    pub(super) made: u64,
 }
 
 /// `ShrinkArgs`.
@@ -94,7 +96,7 @@ pub(super) struct Shrink {
     pub(super) inputs: u32,
     pub(super) chunk: u32,
     pub(super) unused: u32,
-    pub(super) ready: u64,
+    pub(super) made: u64,
 }
 
 /// `ProductArgs`.
@@ -105,7 +107,7 @@ pub(super) struct Product {
     pub(super) x: u64,
     pub(super) weight: u64,
     pub(super) y: u64,
-    pub(super) ready: u64,
+    pub(super) made: u64,
     pub(super) rows: u32,
     pub(super) inputs: u32,
     pub(super) stride: u32,
@@ -113,7 +115,7 @@ pub(super) struct Product {
     pub(super) wide: u32,
     pub(super) tiles: u32,
     pub(super) widths: [u32; 3],
-    pub(super) unused: u32,
+    pub(super) makers: u32,
 }
 
 /// `ExpandArgs`.
@@ -156,6 +158,7 @@ pub(super) struct Decode {
     pub(super) group: u32,
     pub(super) scale: f32,
     pub(super) window: u32,
+    pub(super) made: u64,
 }
 
 /// `PrefillArgs`.
@@ -221,13 +224,13 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 64,
+    Residual: 72,
     Qkv: 128,
-    Gated: 72,
+    Gated: 80,
     Shrink: 56,
     Product: 96,
     Expand: 56,
-    Decode: 104,
+    Decode: 112,
     Prefill: 80,
     Gather: 32,
     Pick: 56,

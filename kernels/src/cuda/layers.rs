@@ -47,13 +47,14 @@ impl CudaBackend {
     }
 
     pub(super) fn run_norm(
-        &self,
+        &mut self,
         residual: &Buffer,
         weight: &Vector,
         eps: f32,
         out: &Buffer,
     ) -> Result<()> {
-        let args = self.residual_args((residual, weight, out), eps)?;
+        let mut args = self.residual_args((residual, weight, out), eps)?;
+        args.made = self.count_maker(args.normed, [self.step.counts.rows, 1, 1]);
         let shape = self.norm_shape(residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is not read.
         unsafe { self.gpu.launch(&self.kernels.rms_norm, &self.gpu.compute, shape, &args) }
@@ -77,6 +78,7 @@ impl CudaBackend {
             width: width as u32,
             eps,
             unused: 0,
+            made: 0,
         })
     }
 
@@ -141,6 +143,7 @@ impl CudaBackend {
         args.y = queued.y;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
+        args.made = self.count_maker(args.normed, [rows, 1, 1]);
         let shape = self.norm_shape(op.residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
         unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
@@ -152,7 +155,7 @@ impl CudaBackend {
         let out = op.out.of(Operand, rows, ffn)?;
         let place = Place { layer: op.layer, site: Site::GateUp };
         let queued = self.product(place, op.weight, x, &[ffn, ffn])?;
-        let args = Gated {
+        let mut args = Gated {
             lora: queued.lora,
             y: queued.y,
             bias: op.weight.bias(),
@@ -162,10 +165,12 @@ impl CudaBackend {
             ffn: ffn as u32,
             unused: 0,
             delta: queued.delta,
+            made: 0,
         };
         let (kernel, shape) = match queued.tiles {
             0 => {
                 let grid = [ffn.div_ceil(GATED_COLUMNS), rows, 1];
+                args.made = self.count_maker(out, grid);
                 (&self.kernels.gated_mlp, self.chained(grid, 256))
             }
             tiles => {

@@ -73,7 +73,7 @@ impl CudaBackend {
         let y = self.work.products.address();
         let lanes = self.step.lanes[place.site as usize];
         if lanes > 0 {
-            self.count(place);
+            self.count_operations(place);
             self.reserve_lanes(lanes)?;
         }
         let lora = self.lora(place);
@@ -82,10 +82,12 @@ impl CudaBackend {
             let mut product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
             if lanes > 0 {
                 product.lora = Some((lora, self.step.counts.tiles));
-                self.shrink(lora, (x, inputs), lanes)?;
+                let made = self.count_shrink(x);
+                self.shrink(lora, (x, inputs), lanes, made)?;
             }
             // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
             unsafe { self.few_rows(product, operands)? };
+            self.makers.last = None;
             return Ok(Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 });
         }
         // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
@@ -93,7 +95,7 @@ impl CudaBackend {
         let mut queued = Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 };
         if lanes > 0 {
             self.gpu.fork()?;
-            self.shrink(lora, (x, inputs), lanes)?;
+            self.shrink(lora, (x, inputs), lanes, 0)?;
             if fused {
                 queued.tiles = self.step.counts.tiles;
             } else {
@@ -131,14 +133,16 @@ impl CudaBackend {
             return 1;
         }
         let blocks = rows.min(USUAL_TILES) * lanes.div_ceil(BLOCK_LANES);
+
         let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
         let room = each * self.gpu.probe.multiprocessors / blocks;
         let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);
         most.min(1 << room.max(1).ilog2())
     }
 
-    /// Queues `h = scale * (x Aᵀ)`: on the side stream, or before a product of few rows, which it tells that x is there.
-    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
+    /// Queues `h = scale * (x Aᵀ)`: on the side stream, or before a product of few rows. It counts 1 at `made`, unless that
+    /// is 0, when x is there.
+    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize, made: u64) -> Result<()> {
         let splits = self.splits(inputs, lanes);
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
@@ -152,7 +156,7 @@ impl CudaBackend {
             inputs: inputs as u32,
             chunk: chunk as u32,
             unused: 0,
-            ready: if few { self.ready(lora.site) } else { 0 },
+            made,
         };
         let stream = if few { &self.gpu.compute } else { &self.gpu.side };
         let shape = Shape { cluster: [1, 1, splits], ..self.chained(grid, 256) };
@@ -196,7 +200,7 @@ impl CudaBackend {
     }
 
     /// Counts what one operation does for the step's adapters.
-    fn count(&mut self, place: Place) {
+    fn count_operations(&mut self, place: Place) {
         let slot = place.site.slot(place.layer);
         for site in self.step.lora.iter().filter_map(|segment| segment.site(slot)) {
             self.counters.lora_shrinks += 1;

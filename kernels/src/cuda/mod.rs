@@ -63,7 +63,7 @@ use gpu::{Gpu, Shape};
 use graphs::{Graphs, Start};
 use kernels::Kernels;
 use memory::{Block, Workspace, padded};
-use product::READY_BYTES;
+use product::Makers;
 use sample::Sampler;
 use staging::{Letters, Staging};
 use step::StepState;
@@ -116,6 +116,7 @@ pub struct CudaBackend {
     idle: CudaEvent,
     /// Group size and count of the prefill tiles that were sent for this step.
     prefill: Option<(usize, usize)>,
+    makers: Makers,
     words: Vec<u32>,
     /// Rows of the smallest buffer, which bound a padded step, and of the largest.
     least_rows: usize,
@@ -134,8 +135,6 @@ struct Work {
     /// Results of the shrink, bf16, with `lanes` to a row.
     shrunk: Workspace,
     lanes: usize,
-    /// By what products that start before the shrink's end know that x is there: two words a site, zero between steps.
-    ready: Workspace,
     /// Decode attention's partial results and how many have arrived.
     sums: Workspace,
     stats: Workspace,
@@ -174,6 +173,7 @@ impl CudaBackend {
             room: Arc::default(),
             idle: gpu.context.new_event(None).during("making an event")?,
             prefill: None,
+            makers: Makers::default(),
             words: Vec::new(),
             least_rows: usize::MAX,
             most_rows: 0,
@@ -228,6 +228,7 @@ impl CudaBackend {
         self.graphs.abandon();
         self.sampler.abandon();
         self.prefill = None;
+        self.makers = Makers::default();
         for segment in step.lora {
             segment.adapter.wait()?;
         }
@@ -342,10 +343,6 @@ impl Backend for CudaBackend {
         self.gpu.bind()?;
         let lanes = adapter.sites.iter().flatten().map(|site| site.lanes).max().unwrap_or(0);
         self.reserve_lanes(lanes)?;
-        let signs = adapter.sites.len() * READY_BYTES;
-        if self.work.ready.reserve(&self.gpu, signs, "signs between kernels")? {
-            self.graphs.forget()?;
-        }
         Adapter::upload(&self.gpu, (&self.copier, &self.room), adapter, &self.idle)
     }
 

@@ -36,6 +36,8 @@ pub(super) struct Counts {
     pub(super) tiles: usize,
     /// Most items of decode attention.
     pub(super) items: usize,
+    /// Most kernels that count what they have made; 0 without LoRA.
+    pub(super) makers: usize,
 }
 
 /// Offsets in words.
@@ -46,6 +48,8 @@ pub(super) struct Places {
     pub(super) slots: usize,
     pub(super) tiles: usize,
     pub(super) items: usize,
+    /// Zero when the step begins.
+    pub(super) made: usize,
     pub(super) block_tables: usize,
 }
 
@@ -54,13 +58,15 @@ impl Counts {
         // Tiles hold addresses and items are read as vectors: both start at a multiple of 16 bytes.
         let tiles = (3 * self.rows).next_multiple_of(4);
         let items = tiles + self.tiles * TILE_WORDS;
+        let made = items + self.items * ITEM_WORDS;
         Places {
             tokens: 0,
             positions: self.rows,
             slots: 2 * self.rows,
             tiles,
             items,
-            block_tables: items + self.items * ITEM_WORDS,
+            made,
+            block_tables: made + self.makers,
         }
     }
 }
@@ -148,6 +154,7 @@ impl StepState {
     fn take_segments(&mut self, step: &Step<'_, Adapter>, rows: usize) -> Result<()> {
         self.lora.clear();
         self.lanes = [0; Site::ALL.len()];
+        self.counts.makers = 0;
         let mut free = 0;
         for segment in step.lora {
             let (first, count) = (segment.first_row as usize, segment.rows as usize);
@@ -156,6 +163,8 @@ impl StepState {
                 return Err(mismatch("rows of a LoRA segment", free..rows, found));
             }
             free = first + count;
+            // One for each site of the model, and the last norm's.
+            self.counts.makers = segment.adapter.sites().len() + 1;
             for (slot, site) in segment.adapter.sites().iter().enumerate() {
                 let most = &mut self.lanes[slot % Site::ALL.len()];
                 *most = (*most).max(site.as_ref().map_or(0, |site| site.lanes));
@@ -191,7 +200,7 @@ impl StepState {
         self.counts.items = if room { rows + split } else { self.items.len() };
         let places = self.counts.places();
         self.words.clear();
-        // Tiles and items past the last are zeros.
+        // Tiles and items past the last are zeros, and so are counts.
         self.words.resize(places.block_tables, 0);
         let filled = [
             (places.tokens, &self.tokens, 0),
