@@ -17,17 +17,22 @@ use super::step::{Counts, StepState};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
+/// Tiles that a form has room for at least.
+const LEAST_TILES: usize = 8;
+
 /// What decides the launches of a step with one row a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Form {
     rows: usize,
     /// For each site the lanes that launches make room for; 0 leaves LoRA out.
     lanes: [usize; Site::ALL.len()],
+    /// Tiles that launches make room for.
+    tiles: usize,
 }
 
 impl Form {
     /// The form of a step that is padded to `rows` rows. Lanes are rounded up, so that ranks that are about the same
-    /// share a graph.
+    /// share a graph, and so are tiles: what a few take a few blocks of the shrink share, of many each has its own.
     pub(super) fn of(step: &StepState, rows: usize) -> Self {
         let mut lanes = step.lanes;
         for (lanes, site) in lanes.iter_mut().zip(Site::ALL) {
@@ -36,11 +41,19 @@ impl Form {
                 *lanes = lanes.div_ceil(parts).next_power_of_two().max(16) * parts;
             }
         }
-        Self { rows, lanes }
+        let mut tiles = LEAST_TILES;
+        while tiles < step.tile_count() {
+            tiles *= 4;
+        }
+        Self { rows, lanes, tiles: tiles.min(rows) }
     }
 
     pub(super) fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.tiles
     }
 
     pub(super) fn lanes(&self) -> [usize; Site::ALL.len()] {

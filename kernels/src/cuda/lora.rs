@@ -132,8 +132,9 @@ impl CudaBackend {
         if rows > MOST_SMALL || self.gpu.probe.capability.0 < 9 {
             return 1;
         }
-        let blocks = rows.min(USUAL_TILES) * lanes.div_ceil(BLOCK_LANES);
-
+        // Beside our product few blocks that take long do better than many.
+        let tiles = if self.has_few(rows) { rows } else { self.step.counts.tiles.min(USUAL_TILES) };
+        let blocks = tiles * lanes.div_ceil(BLOCK_LANES);
         let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
         let room = each * self.gpu.probe.multiprocessors / blocks;
         let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);

@@ -239,12 +239,12 @@ impl CudaBackend {
         if let Start::Replay(_) = start {
             self.check_limits()?;
         }
-        let mut rows = self.step.rows;
+        let (mut rows, mut room) = (self.step.rows, None);
         if let Start::Warm(form) | Start::Record(form) | Start::Replay(form) = start {
             self.step.lanes = form.lanes();
-            rows = form.rows();
+            (rows, room) = (form.rows(), Some(form.tiles()));
         }
-        self.send_meta(rows, start != Start::Plain)?;
+        self.send_meta(rows, room)?;
         self.counters.steps += 1;
         match start {
             Start::Plain | Start::Warm(_) => Ok(StepMode::Issue),
@@ -262,7 +262,7 @@ impl CudaBackend {
         }
     }
 
-    fn send_meta(&mut self, rows: usize, room: bool) -> Result<()> {
+    fn send_meta(&mut self, rows: usize, room: Option<usize>) -> Result<()> {
         let split = self.split();
         let words = self.step.lay_out(rows, split, room);
         let room = words.len().next_power_of_two().max(FIRST_META);

@@ -190,14 +190,27 @@ impl StepState {
         if self.counts.rows <= MOST_SMALL { SMALL_TILE } else { LARGE_TILE }
     }
 
-    /// Lays everything out for `rows` rows; `split` is how many items attention had better have. With `room` there are as
-    /// many tiles and items as any step of so many rows may need.
-    pub(super) fn lay_out(&mut self, rows: usize, split: usize, room: bool) -> &[u32] {
+    /// How many tiles a step of few rows has.
+    pub(super) fn tile_count(&self) -> usize {
+        let mut row = 0;
+        let mut tiles = 0;
+        for segment in &self.lora {
+            let before = segment.first - row;
+            tiles += before.div_ceil(SMALL_TILE) + segment.rows.div_ceil(SMALL_TILE);
+            row = segment.first + segment.rows;
+        }
+        tiles + (self.rows - row).div_ceil(SMALL_TILE)
+    }
+
+    /// Lays everything out for `rows` rows; `split` is how many items attention had better have. `room` is for how many tiles,
+    /// and then there is room for as many items as any step of so many rows may need.
+    pub(super) fn lay_out(&mut self, rows: usize, split: usize, room: Option<usize>) -> &[u32] {
         self.counts.rows = rows;
         self.cut_tiles();
         self.cut_items(split);
-        self.counts.tiles = if room && self.has_lora() { rows } else { self.tiles.len() };
-        self.counts.items = if room { rows + split } else { self.items.len() };
+        let has_lora = self.has_lora();
+        self.counts.tiles = room.filter(|_| has_lora).unwrap_or(self.tiles.len());
+        self.counts.items = room.map_or(self.items.len(), |_| rows + split);
         let places = self.counts.places();
         self.words.clear();
         // Tiles and items past the last are zeros, and so are counts.
