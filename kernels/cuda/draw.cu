@@ -338,6 +338,7 @@ DEVICE Kept select(Shared& shared, const Row& row, const Softmax& softmax, Kept 
         });
         sync_cluster();
         u64 bins[4] = {0, 0, 0, 0};
+#pragma unroll 1
         for (u32 peer = 0; peer < gridDim.x; peer++) {
             const uint4 low = *of_peer((const uint4*)shared.low + threadIdx.x, peer);
             bins[0] += low.x, bins[1] += low.y, bins[2] += low.z, bins[3] += low.w;
@@ -435,7 +436,7 @@ KERNEL(THREADS, 2) draw(const DrawArgs args) {
     __shared__ __align__(16) Shared shared;
     let_dependents_start();
     wait_for_primary();
-    const Draw params = args.draws[blockIdx.y];
+    const Draw& params = args.draws[blockIdx.y];
     if (params.task == NO_DRAW) return;
     const Row row(args.logits + (u64)blockIdx.y * args.stride, args.vocabulary);
     Change* changes = args.changes + params.first_change;
@@ -470,7 +471,7 @@ struct TopArgs {
 };
 
 // Grid: blocks of a cluster, rows.
-KERNEL(THREADS, 2) top(const TopArgs args) {
+KERNEL(THREADS, 1) top(const TopArgs args) {
     __shared__ __align__(16) Shared shared;
     let_dependents_start();
     wait_for_primary();

@@ -240,8 +240,10 @@ impl CudaBackend {
         if self.top(head, first, count)? > 0 {
             let to = results.top_words(first, count);
             // SAFETY: the words are read only after the event that `record` records.
-            unsafe { memcpy_dtoh_async(to, self.sampler.tops_of(first), self.gpu.compute.cu_stream()) }
-                .during("copying best tokens to the host")?;
+            unsafe {
+                memcpy_dtoh_async(to, self.sampler.tops_of(first), self.gpu.compute.cu_stream())
+            }
+            .during("copying best tokens to the host")?;
         }
         let sampler = &mut self.sampler;
         let stride = padded(head.outputs);

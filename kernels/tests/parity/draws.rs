@@ -317,7 +317,8 @@ pub(crate) fn all_rows(vocabulary: usize, step: usize) -> Vec<SampleRow<'static>
     let mut number = 0_usize;
     for changes in changes {
         for temperature in [0.0, 1.0, 0.3, 1.7] {
-            for (min_p, top_k) in [(0.0, 0), (0.05, 0), (0.0, 1), (0.0, 50), (0.02, 7), (0.0, 900)] {
+            for (min_p, top_k) in [(0.0, 0), (0.05, 0), (0.0, 1), (0.0, 50), (0.02, 7), (0.0, 900)]
+            {
                 for top_p in [1.0, 0.9, 0.4, 0.0] {
                     number += 1;
                     if !number.is_multiple_of(step) {

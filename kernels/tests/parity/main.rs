@@ -25,7 +25,8 @@ use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
 use loraplex_kernels::reference::ReferenceBackend;
 use loraplex_kernels::sampling::{SamplingScratch, sample_row};
 use loraplex_kernels::{
-    Backend, DType, OpCounters, Part, Penalties, SampleRow, SampleTask, SamplingParams, Site, StepOutput,
+    Backend, DType, OpCounters, Part, Penalties, SampleRow, SampleTask, SamplingParams, Site,
+    StepOutput,
 };
 
 use case::{Case, cases};
@@ -273,8 +274,13 @@ fn a_draw_does_not_depend_on_the_rows_beside_it() {
 #[test]
 fn more_changes_than_a_device_takes_are_made() {
     let tokens: Vec<u32> = (0..20_000).map(|i| i * 3).collect();
-    let penalties =
-        Penalties { repetition: 1.2, presence: 2.0, frequency: 0.0, prompt: &tokens, output: &tokens[..9] };
+    let penalties = Penalties {
+        repetition: 1.2,
+        presence: 2.0,
+        frequency: 0.0,
+        prompt: &tokens,
+        output: &tokens[..9],
+    };
     let rows = (0..3).map(|draw| {
         let penalties = Some(penalties);
         let params = SamplingParams { temperature: 1.0, penalties, draw, ..SamplingParams::GREEDY };
