@@ -87,7 +87,7 @@ export -f serve
 export here large out
 
 # One test at a time: what one backend does at its start would end a recording of another's in the same process.
-part parity 150 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
+part parity 200 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
 part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.json"
 part wide 100 "$here/cuda" --ignored
 part bench 150 "$here/gpu" bench "$out/bench.json"

@@ -90,7 +90,7 @@ pub(crate) fn assert_lawful(backend: &str, sheet: &Sheet<'_>, output: &StepOutpu
         let token = output.tokens[index];
         match &row.task {
             SampleTask::Score(wanted) => assert_eq!(token, *wanted, "{name}"),
-            SampleTask::Draw(params) => assert_drawn(&name, &sheet.logits, params, token),
+            SampleTask::Draw(params) => assert_drawn(&name, (&sheet.logits, 0.0), params, token),
         }
         let (logprob, rank) = (output.logprobs[index], output.ranks[index]);
         let Some(count) = row.logprobs else {
@@ -181,11 +181,21 @@ fn changed(logits: &[f32], params: &SamplingParams<'_>) -> Vec<f32> {
     logits
 }
 
-fn assert_drawn(name: &str, logits: &[f32], params: &SamplingParams<'_>, token: u32) {
+/// Fails unless a token is what its row allows. Logits may be off by as much as `blur`.
+pub(crate) fn assert_drawn(
+    name: &str,
+    (logits, blur): (&[f32], f64),
+    params: &SamplingParams<'_>,
+    token: u32,
+) {
     let logits = changed(logits, params);
     let order = best_first(&logits);
-    if order.is_empty() || params.temperature <= 0.0 {
-        return assert_eq!(token, order.first().copied().unwrap_or(0), "{name}");
+    let Some(&first) = order.first() else {
+        return assert_eq!(token, 0, "{name}");
+    };
+    if params.temperature <= 0.0 {
+        let close = logits[first as usize] - logits[token as usize] <= 2.0 * blur as f32;
+        return assert!(token == first || (blur > 0.0 && close), "{name}: {token}, not {first}");
     }
     let rank = order.iter().position(|&id| id == token);
     let rank = rank.unwrap_or_else(|| panic!("{name}: drew {token}, which is impossible"));
@@ -197,7 +207,7 @@ fn assert_drawn(name: &str, logits: &[f32], params: &SamplingParams<'_>, token: 
     // a sum loses for it.
     let error = |(&id, &weight): (&u32, &f64)| {
         let shift = if weight > 0.0 { -distance(id) * 2.4e-7 * weight } else { 0.0 };
-        weight * 5e-7 + shift + 1e-13
+        weight * (5e-7 + blur / temperature) + shift + 1e-13
     };
     let slack = |kept: usize| {
         let errors = order[..kept].iter().zip(&weights).map(error).sum::<f64>();
@@ -205,7 +215,7 @@ fn assert_drawn(name: &str, logits: &[f32], params: &SamplingParams<'_>, token: 
     };
     let number = uniform(params.seed, params.draw);
     let mut tried = Vec::new();
-    for least in least_logits(f64::from(best), params) {
+    for least in least_logits(f64::from(best), blur, params) {
         let above = |&id: &u32| id == order[0] || f64::from(logits[id as usize]) >= least;
         let kept = order.partition_point(above);
         let kept = if params.top_k == 0 { kept } else { kept.min(params.top_k as usize) };
@@ -229,12 +239,13 @@ fn assert_drawn(name: &str, logits: &[f32], params: &SamplingParams<'_>, token: 
 }
 
 /// The smallest logit that `min_p` leaves, as low and as high as rounding may put it.
-fn least_logits(best: f64, params: &SamplingParams<'_>) -> [f64; 2] {
+fn least_logits(best: f64, blur: f64, params: &SamplingParams<'_>) -> [f64; 2] {
     let shift = f64::from(params.temperature) * f64::from(params.min_p).ln().min(0.0);
     if shift == f64::NEG_INFINITY {
         return [shift; 2];
     }
-    let rounding = if best.is_finite() { (best.abs() + shift.abs()) * 2.4e-7 } else { 0.0 };
+    let rounding =
+        if best.is_finite() { (best.abs() + shift.abs()) * 2.4e-7 + 2.0 * blur } else { 0.0 };
     [best + shift - rounding, best + shift + rounding]
 }
 
