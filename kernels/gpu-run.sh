@@ -87,10 +87,11 @@ export -f serve
 export here large out
 
 # One test at a time: what one backend does at its start would end a recording of another's in the same process.
-part parity 150 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
+part parity 200 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
 part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.json"
 part wide 100 "$here/cuda" --ignored
 part bench 150 "$here/gpu" bench "$out/bench.json"
+part draw 120 "$here/gpu" draw
 # The same model through the server: adapters' share, 64 adapters over a pool for 8, reloads, many registered ones.
 part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --max-loras 32 --mix one distinct:8 distinct:32'
 part pool 150 bash -c 'serve pool --requests 512 --concurrency 512 --max-num-seqs 64 --max-loras 8 --rounds 2 --mix distinct:8 distinct:64'

@@ -120,6 +120,18 @@ DEVICE float4 load_of_peer(const float* shared, u32 peer) {
 #endif
 }
 
+// The same place in the shared memory of another block of the cluster; there is none where the device knows no clusters.
+template <typename T>
+DEVICE const T* of_peer(const T* shared, u32 peer) {
+#if __CUDA_ARCH__ >= 900
+    u64 at;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(at) : "l"(shared), "r"(peer));
+    return (const T*)at;
+#else
+    return shared;
+#endif
+}
+
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most `PENDING` committed groups are under way.

@@ -1,8 +1,9 @@
-// From the last norm to tokens: gathers the wanted rows, then takes the best token of each row or scores a known one.
-// Draws with a temperature are made on the host, by the definition in `sampling.rs`.
+// From the last norm to tokens: gathers the wanted rows, then takes the best token of each row or scores one.
+// What needs more than the best token is drawn by `draw.cu`.
 
-#define SKIP 0xfffffffeu  // the host draws this row
-#define BEST 0xffffffffu  // take the best token
+#define DRAWN 0xfffffffdu  // score the token that was drawn
+#define SKIP 0xfffffffeu   // nothing is left to do
+#define BEST 0xffffffffu   // take the best token
 
 struct GatherArgs {
     const u16* x;     // [rows, stride]
@@ -25,7 +26,7 @@ struct Picked {
     u32 token;
     float logprob;  // under the logits as they are
     u32 rank;       // tokens with a larger logit
-    u32 unused;
+    float log_sum;  // of e^(logit - best)
 };
 
 // What is known of some of a row's logits.
@@ -60,9 +61,9 @@ struct Part {
 
 struct PickArgs {
     const float* logits;  // [rows, stride]
-    const u32* tasks;     // BEST, SKIP or the token to score
+    const u32* tasks;     // BEST, DRAWN, SKIP or the token to score
     Picked* out;
-    u32* sampled;  // tokens for the next step
+    u32* sampled;  // tokens for the next step, the drawn ones among them
     Part* parts;   // [rows, gridDim.x]
     u32* arrived;  // [rows], zero between launches
     u32 stride;
@@ -75,8 +76,10 @@ KERNEL(256, 1) pick(const PickArgs args) {
     __shared__ u32 last;
     let_dependents_start();
     wait_for_primary();
-    const u32 row = blockIdx.y, task = args.tasks[row];
+    const u32 row = blockIdx.y;
+    u32 task = args.tasks[row];
     if (task == SKIP) return;
+    if (task == DRAWN) task = args.sampled[row];
     const float* logits = args.logits + (u64)row * args.stride;
     const float own = task < args.vocabulary ? logits[task] : -INFINITY_F;
     const u32 share = (args.vocabulary + gridDim.x - 1) / gridDim.x;
@@ -112,9 +115,10 @@ KERNEL(256, 1) pick(const PickArgs args) {
     const u32 chosen = task == BEST ? part.token : task;
     const float logit = task == BEST ? part.best : own;
     const float distance = logit == part.best ? 0.0f : logit - part.best;
-    const float logprob = logit > -INFINITY_F ? distance - logf(part.sum) : -INFINITY_F;
+    const float log_sum = logf(part.sum);
+    const float logprob = logit > -INFINITY_F ? distance - log_sum : -INFINITY_F;
     // Where nothing is above minus infinity the token is 0.
     const u32 token = task == BEST && part.best == -INFINITY_F ? 0 : chosen;
-    args.out[row] = Picked{token, logprob, (u32)part.above, 0};
+    args.out[row] = Picked{token, logprob, (u32)part.above, log_sum};
     args.sampled[row] = token;
 }

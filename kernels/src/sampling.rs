@@ -5,9 +5,9 @@
 //! What it must never do: panic on numbers, sort a vocabulary, or allocate once its scratch has grown.
 
 mod candidates;
-mod penalties;
-mod random;
-mod softmax;
+pub(crate) mod penalties;
+pub(crate) mod random;
+pub(crate) mod softmax;
 #[cfg(test)]
 mod tests;
 
@@ -98,8 +98,11 @@ fn report(token: u32, count: usize, scratch: &mut SamplingScratch) -> Sampled {
 fn draw(logits: &mut [f32], params: &SamplingParams<'_>, scratch: &mut SamplingScratch) -> u32 {
     adjust(logits, params, &mut scratch.counts);
     let max = max(logits);
+    if max == f32::NEG_INFINITY {
+        return 0;
+    }
     let greedy = params.temperature.is_nan() || params.temperature <= 0.0;
-    if greedy || max == f32::NEG_INFINITY {
+    if greedy {
         return logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32;
     }
     let softmax = Softmax::new(max, params.temperature, params.min_p);

@@ -3,9 +3,11 @@
 //! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
 //! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
 //! for a profiler to look at. `gpu sites` tells what adapters of each site cost, `gpu decode ROWS/ADAPTERS …` what they cost in these cells.
+//! `gpu draw` times the head and the draws alone.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 mod bench;
+mod draws;
 mod model;
 
 use std::error::Error;
@@ -53,8 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Bench::new(backend, sites)?.costs()?;
             }
         }
+        ["draw"] => draws::run(open(Vec::new())?)?,
         _ => println!(
-            "gpu bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites"
+            "gpu bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw"
         ),
     }
     Ok(())

@@ -37,7 +37,7 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 11] = sources![
+pub const SOURCES: [Source; 12] = sources![
     "embed.cu",
     "residual.cu",
     "qkv.cu",
@@ -48,6 +48,7 @@ pub const SOURCES: [Source; 11] = sources![
     "decode.cu",
     "prefill.cu",
     "sample.cu",
+    "draw.cu",
     "random.cu",
 ];
 

@@ -200,6 +200,32 @@ pub(super) struct Pick {
     pub(super) vocabulary: u32,
 }
 
+/// `DrawArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Draw {
+    pub(super) logits: u64,
+    pub(super) draws: u64,
+    pub(super) changes: u64,
+    pub(super) out: u64,
+    pub(super) sampled: u64,
+    pub(super) stride: u32,
+    pub(super) vocabulary: u32,
+}
+
+/// `TopArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Top {
+    pub(super) logits: u64,
+    pub(super) draws: u64,
+    pub(super) out: u64,
+    pub(super) stride: u32,
+    pub(super) vocabulary: u32,
+    pub(super) most: u32,
+    pub(super) unused: u32,
+}
+
 /// `RandomArgs`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -234,5 +260,7 @@ kernel_args! {
     Prefill: 80,
     Gather: 32,
     Pick: 56,
+    Draw: 48,
+    Top: 40,
     Random: 40,
 }

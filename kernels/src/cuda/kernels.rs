@@ -37,6 +37,8 @@ pub(super) struct Kernels {
     pub(super) prefill: [CudaFunction; 3],
     pub(super) gather: CudaFunction,
     pub(super) pick: CudaFunction,
+    pub(super) draw: CudaFunction,
+    pub(super) top: CudaFunction,
     pub(super) random_fill: CudaFunction,
 }
 
@@ -85,6 +87,8 @@ impl Kernels {
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,
             pick: find("sample.cu", "pick")?,
+            draw: find("draw.cu", "draw")?,
+            top: find("draw.cu", "top")?,
             random_fill: find("random.cu", "random_fill")?,
         })
     }

@@ -7,7 +7,8 @@
 //! | `gpu`, `memory`, `staging` | streams and launches, allocations, copies from the host |
 //! | `weights`, `adapter`, `copier` | what lies on the device, how adapters are packed, and how they come there |
 //! | `step` | a step's metadata as one block that kernels and graphs find their way in |
-//! | `gemm`, `product`, `lora`, `layers`, `attention`, `sample` | the operations |
+//! | `gemm`, `product`, `lora`, `layers`, `attention`, `sample`, `draws` | the operations |
+//! | `results` | what a step gives, on its way to the host |
 //! | `graphs` | steps that are replayed |
 //!
 //! What it must never do: call a library before [`probe`] has found it (cudarc panics), allocate in a step once shapes
@@ -17,6 +18,7 @@ mod adapter;
 mod attention;
 pub mod compile;
 mod copier;
+mod draws;
 mod error;
 mod gemm;
 mod gpu;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaEvent;
 
+use super::draws::{Draws, Task};
 use super::error::Context as _;
 use super::gpu::Gpu;
 use super::memory::Pinned;
@@ -13,38 +14,9 @@ use crate::sampling::{Sampled, SamplingScratch, sample_row};
 
 /// Rows whose logits the host holds at once.
 const HOST_ROWS: usize = 64;
-/// Words of `Picked` in `sample.cu`.
-const PICKED_WORDS: usize = 4;
-
-/// What is done with a row's logits, and where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Task {
-    /// The device takes the best token.
-    Best,
-    /// The device scores this token.
-    Score(u32),
-    /// The host does it.
-    Host,
-}
-
-impl Task {
-    /// The device does what needs neither a random number nor other tokens.
-    fn of(row: &SampleRow<'_>) -> Self {
-        if row.logprobs.is_some_and(|count| count > 0) {
-            return Self::Host;
-        }
-        match &row.task {
-            SampleTask::Score(token) => Self::Score(*token),
-            SampleTask::Draw(params) => {
-                let greedy = params.temperature.is_nan() || params.temperature <= 0.0;
-                let plain = params.banned.is_empty()
-                    && params.bias.is_empty()
-                    && params.penalties.is_none();
-                if greedy && plain { Self::Best } else { Self::Host }
-            }
-        }
-    }
-}
+/// Words of `Picked` in `sample.cu`, and of a best token in `draw.cu`.
+pub(super) const PICKED_WORDS: usize = 4;
+pub(super) const TOP_WORDS: usize = 2;
 
 /// Results of one step: copies under way until `ready`, then read row by row.
 #[derive(Debug)]
@@ -55,6 +27,11 @@ pub(super) struct Results {
     vocabulary: usize,
     /// `Picked` of every row.
     picked: Option<Pinned>,
+    /// Best tokens of every row and their logits, `most_top` each.
+    tops: Option<Pinned>,
+    most_top: usize,
+    /// Of the row that is read.
+    top: Vec<(u32, f32)>,
     /// Logits of rows that the host finishes, `HOST_ROWS` at most.
     logits: Option<Pinned>,
     /// How many of them are taken.
@@ -138,6 +115,9 @@ impl Results {
             rows: Vec::new(),
             vocabulary: 0,
             picked: None,
+            tops: None,
+            most_top: 0,
+            top: Vec::new(),
             logits: None,
             taken: 0,
             output: StepOutput::default(),
@@ -150,18 +130,29 @@ impl Results {
         self.taken = 0;
     }
 
-    /// Takes the rows of a step.
-    pub(super) fn begin(&mut self, vocabulary: usize, rows: &[SampleRow<'_>]) -> Result<()> {
+    /// Takes the rows of a step, and tells `draws` of them.
+    pub(super) fn begin(
+        &mut self,
+        vocabulary: usize,
+        rows: &[SampleRow<'_>],
+        draws: &mut Draws,
+    ) -> Result<()> {
         self.vocabulary = vocabulary;
+        draws.clear();
         let mut host_rows = 0;
         for row in rows {
-            let task = Task::of(row);
+            let task = draws.add(row, vocabulary);
             let own = (task == Task::Host).then(|| OwnTask::new(&row.task));
             host_rows += usize::from(own.is_some());
             self.rows.push(Row { task, logprobs: row.logprobs, own, place: 0 });
         }
         let picked = rows.len().next_power_of_two() * PICKED_WORDS * 4;
         reserve(&self.gpu, &mut self.picked, picked)?;
+        self.most_top = draws.most_top();
+        if self.most_top > 0 {
+            let tops = rows.len().next_power_of_two() * self.most_top * TOP_WORDS * 4;
+            reserve(&self.gpu, &mut self.tops, tops)?;
+        }
         let logits = host_rows.next_power_of_two().min(HOST_ROWS) * vocabulary * 4;
         if host_rows > 0 {
             reserve(&self.gpu, &mut self.logits, logits)?;
@@ -173,10 +164,6 @@ impl Results {
         self.rows.len()
     }
 
-    pub(super) fn tasks(&self) -> impl Iterator<Item = Task> {
-        self.rows.iter().map(|row| row.task)
-    }
-
     pub(super) fn is_on_device(&self, row: usize) -> bool {
         self.rows[row].task != Task::Host
     }
@@ -185,6 +172,13 @@ impl Results {
     pub(super) fn picked_words(&mut self, first: usize, count: usize) -> &mut [u32] {
         let words = self.picked.as_mut().expect("reserved by `begin`").as_mut_slice::<u32>();
         &mut words[first * PICKED_WORDS..(first + count) * PICKED_WORDS]
+    }
+
+    /// Where the best tokens of some rows go.
+    pub(super) fn top_words(&mut self, first: usize, count: usize) -> &mut [u32] {
+        let words = self.tops.as_mut().expect("reserved by `begin`").as_mut_slice::<u32>();
+        let each = self.most_top * TOP_WORDS;
+        &mut words[first * each..(first + count) * each]
     }
 
     /// Whether all room for logits is taken.
@@ -220,12 +214,19 @@ impl Results {
                     let picked = self.picked.as_ref().expect("reserved by `begin`");
                     let words = &picked.as_slice::<u32>()[index * PICKED_WORDS..][..PICKED_WORDS];
                     let wanted = row.logprobs.is_some();
+                    self.top.clear();
+                    if let (Some(count @ 1..), Some(tops)) = (row.logprobs, &self.tops) {
+                        let each = self.most_top * TOP_WORDS;
+                        let tops = &tops.as_slice::<u32>()[index * each..][..each];
+                        let log_sum = f32::from_bits(words[3]);
+                        read_top(&tops[..count as usize * TOP_WORDS], log_sum, &mut self.top);
+                    }
                     let sampled = Sampled {
                         token: words[0],
                         logprob: if wanted { f32::from_bits(words[1]) } else { f32::NAN },
                         rank: if wanted { words[2] } else { 0 },
                     };
-                    self.output.push(sampled, &[]);
+                    self.output.push(sampled, &self.top);
                 }
                 Some(own) => {
                     let span = row.place * self.vocabulary..(row.place + 1) * self.vocabulary;
@@ -249,6 +250,18 @@ impl Results {
     pub(super) fn output(&self) -> &StepOutput {
         &self.output
     }
+}
+
+/// Best tokens with their log-probabilities, computed as `pick` computes the chosen token's.
+fn read_top(words: &[u32], log_sum: f32, top: &mut Vec<(u32, f32)>) {
+    let (found, _) = words.as_chunks::<TOP_WORDS>();
+    let found = found.iter().take_while(|[token, _]| *token != u32::MAX);
+    let best = f32::from_bits(words[1]);
+    top.extend(found.map(|&[token, logit]| {
+        let logit = f32::from_bits(logit);
+        let distance = if logit == best { 0.0 } else { logit - best };
+        (token, distance - log_sum)
+    }));
 }
 
 /// Makes page-locked memory larger if it is too small.

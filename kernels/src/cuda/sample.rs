@@ -1,20 +1,22 @@
 //! From normed rows to tokens: logits, the rows that the device finishes, and those that the host draws.
 //!
-//! The device takes the best token and scores known ones. Rows that want more (a temperature, penalties, other tokens'
-//! log-probabilities) have their logits copied to the host, where [`sample_row`] does what it does for every backend.
+//! The device takes the best token, draws, scores, and finds the best tokens of a row. Rows that want more of that than the
+//! kernels have room for (see `draws`) have their logits copied to the host, where
+//! [`sample_row`](crate::sampling::sample_row) does what it does for every backend.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result::memcpy_dtoh_async;
 
 use super::CudaBackend;
+use super::draws::{DRAW_WORDS, Draws, Places};
 use super::error::{Context as _, check_below};
 use super::gemm::{Operands, Product};
 use super::gpu::Shape;
 use super::kernel_args::{Gather, Pick};
 use super::memory::{Workspace, padded};
 use super::product::FewRows;
-use super::results::{Results, Task};
+use super::results::{PICKED_WORDS, Results, TOP_WORDS};
 use super::weights::{Buffer, Linear};
 use crate::args::{SampleRow, StepOutput};
 use crate::backend::BufferKind::Operand;
@@ -25,8 +27,8 @@ use crate::sampling::SamplingScratch;
 const LOGIT_ROWS: usize = 256;
 /// Sample rows that there is room for from the start, so that captured steps keep their addresses.
 const FIRST_ROOM: usize = 4096;
-/// Words of `Picked` and of `Part` in `sample.cu`.
-const PICKED_WORDS: usize = 4;
+/// Words of `Part` in `sample.cu`.
+const PART_WORDS: usize = 4;
 /// Logits of one block, and most blocks of a row.
 const PART_LOGITS: usize = 4096;
 const PARTS: usize = 32;
@@ -40,16 +42,20 @@ pub struct Ticket {
 /// What sampling keeps between steps.
 #[derive(Debug, Default)]
 pub(super) struct Sampler {
-    /// Row numbers, then tasks.
-    wanted: Workspace,
+    /// Row numbers, then tasks, then what draws need to know.
+    pub(super) wanted: Workspace,
+    pub(super) places: Places,
+    pub(super) draws: Draws,
     gathered: Workspace,
-    logits: Workspace,
+    pub(super) logits: Workspace,
     picked: Workspace,
+    /// Best tokens of rows that want them.
+    tops: Workspace,
     /// What blocks found in their parts of the vocabulary, and how many blocks of a row have.
     parts: Workspace,
     arrived: Workspace,
     /// Tokens of the last step by sample row.
-    sampled: Workspace,
+    pub(super) sampled: Workspace,
     words: Vec<u32>,
     /// Of the step under way.
     current: Option<Arc<Mutex<Results>>>,
@@ -67,6 +73,21 @@ impl Sampler {
     /// Address of the tokens that the last step drew.
     pub(super) fn sampled(&self) -> u64 {
         self.sampled.address()
+    }
+
+    /// Address of what the kernels need to know of a sample row.
+    pub(super) fn row_words(&self, row: usize) -> u64 {
+        self.wanted.address() + 4 * (self.places.rows + DRAW_WORDS * row) as u64
+    }
+
+    /// Address of what the kernels find out about a sample row.
+    pub(super) fn picked_of(&self, row: usize) -> u64 {
+        self.picked.address() + 4 * (PICKED_WORDS * row) as u64
+    }
+
+    /// Address of its best tokens.
+    pub(super) fn tops_of(&self, row: usize) -> u64 {
+        self.tops.address() + 4 * (TOP_WORDS * self.draws.most_top() * row) as u64
     }
 
     /// The token of a sample row of the last step, if the host knows it. A row that the host draws is waited for.
@@ -136,32 +157,31 @@ impl CudaBackend {
         }
         self.reserve_sampled(rows.len())?;
         let mut results = lock(&results);
-        results.begin(head.outputs, rows)?;
-        self.send_wanted(rows, &results)?;
+        results.begin(head.outputs, rows, &mut self.sampler.draws)?;
+        self.send_wanted(rows)?;
         for first in (0..rows.len()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(rows.len() - first);
             self.logits(head, from, (first, &rows[first..first + count]))?;
-            self.pick(head, first, count, &mut results)?;
+            self.finish(head, first, count, &mut results)?;
         }
         results.record()
     }
 
     /// Sends which rows are wanted, and what for.
-    fn send_wanted(&mut self, rows: &[SampleRow<'_>], results: &Results) -> Result<()> {
-        const BEST: u32 = u32::MAX;
-        const SKIP: u32 = u32::MAX - 1;
+    fn send_wanted(&mut self, rows: &[SampleRow<'_>]) -> Result<()> {
         let sampler = &mut self.sampler;
-        let room = rows.len().next_power_of_two();
-        sampler.wanted.reserve(&self.gpu, 2 * 4 * room, "sample rows")?;
-        sampler.picked.reserve(&self.gpu, 4 * PICKED_WORDS * room, "sampled rows")?;
         sampler.words.clear();
         sampler.words.extend(rows.iter().map(|row| row.row));
-        sampler.words.extend(results.tasks().map(|task| match task {
-            Task::Best => BEST,
-            Task::Score(token) => token,
-            Task::Host => SKIP,
-        }));
-        // SAFETY: reserved above, and read on the compute stream alone.
+        sampler.places = sampler.draws.write(&mut sampler.words);
+        let room = rows.len().next_power_of_two();
+        let words = sampler.words.len().next_power_of_two();
+        sampler.wanted.reserve(&self.gpu, 4 * words, "sample rows")?;
+        sampler.picked.reserve(&self.gpu, 4 * PICKED_WORDS * room, "sampled rows")?;
+        let tops = TOP_WORDS * sampler.draws.most_top() * room;
+        if tops > 0 {
+            sampler.tops.reserve(&self.gpu, 4 * tops, "best tokens")?;
+        }
+        // SAFETY: reserved above, and read and written on the compute stream alone.
         unsafe { self.letters.send(sampler.wanted.address(), &sampler.words) }
     }
 
@@ -205,36 +225,31 @@ impl CudaBackend {
         unsafe { self.gemm.run(product, operands) }
     }
 
-    /// Queues what becomes of those logits.
-    fn pick(
+    /// Queues what becomes of those logits. Draws come first: what they change they put back where it is scored.
+    fn finish(
         &mut self,
         head: &Linear,
         first: usize,
         count: usize,
         results: &mut Results,
     ) -> Result<()> {
+        self.draw(head, first, count)?;
+        if self.has_picks(first, count) {
+            self.pick(head, first, count)?;
+        }
+        if self.top(head, first, count)? > 0 {
+            let to = results.top_words(first, count);
+            // SAFETY: the words are read only after the event that `record` records.
+            unsafe {
+                memcpy_dtoh_async(to, self.sampler.tops_of(first), self.gpu.compute.cu_stream())
+            }
+            .during("copying best tokens to the host")?;
+        }
         let sampler = &mut self.sampler;
         let stride = padded(head.outputs);
-        let picked = sampler.picked.address() + (4 * PICKED_WORDS * first) as u64;
-        let parts = head.outputs.div_ceil(PART_LOGITS).clamp(1, PARTS);
-        sampler.parts.reserve(&self.gpu, LOGIT_ROWS * PARTS * PICKED_WORDS * 4, "sampling")?;
-        sampler.arrived.reserve(&self.gpu, LOGIT_ROWS * 4, "sampling")?;
-        let args = Pick {
-            logits: sampler.logits.address(),
-            tasks: sampler.wanted.address() + 4 * (results.len() + first) as u64,
-            out: picked,
-            sampled: sampler.sampled.address() + 4 * first as u64,
-            parts: sampler.parts.address(),
-            arrived: sampler.arrived.address(),
-            stride: stride as u32,
-            vocabulary: head.outputs as u32,
-        };
-        let shape = Shape::new([parts, count, 1], 256);
-        // SAFETY: logits, tasks and outputs have room for `count` rows from `first`.
-        unsafe { self.gpu.launch(&self.kernels.pick, &self.gpu.compute, shape, &args)? };
         let to = results.picked_words(first, count);
-        // SAFETY: the words are read only after the event that `record` records.
-        unsafe { memcpy_dtoh_async(to, picked, self.gpu.compute.cu_stream()) }
+        // SAFETY: as above.
+        unsafe { memcpy_dtoh_async(to, sampler.picked_of(first), self.gpu.compute.cu_stream()) }
             .during("copying tokens to the host")?;
         for row in first..first + count {
             if results.is_on_device(row) {
@@ -251,6 +266,27 @@ impl CudaBackend {
                 .during("copying logits to the host")?;
         }
         Ok(())
+    }
+
+    /// Queues what takes the best token or scores one.
+    fn pick(&mut self, head: &Linear, first: usize, count: usize) -> Result<()> {
+        let sampler = &mut self.sampler;
+        let parts = head.outputs.div_ceil(PART_LOGITS).clamp(1, PARTS);
+        sampler.parts.reserve(&self.gpu, LOGIT_ROWS * PARTS * PART_WORDS * 4, "sampling")?;
+        sampler.arrived.reserve(&self.gpu, LOGIT_ROWS * 4, "sampling")?;
+        let args = Pick {
+            logits: sampler.logits.address(),
+            tasks: sampler.wanted.address() + 4 * (sampler.places.tasks + first) as u64,
+            out: sampler.picked_of(first),
+            sampled: sampler.sampled.address() + 4 * first as u64,
+            parts: sampler.parts.address(),
+            arrived: sampler.arrived.address(),
+            stride: padded(head.outputs) as u32,
+            vocabulary: head.outputs as u32,
+        };
+        let shape = Shape::new([parts, count, 1], 256);
+        // SAFETY: logits, tasks and outputs have room for `count` rows from `first`.
+        unsafe { self.gpu.launch(&self.kernels.pick, &self.gpu.compute, shape, &args) }
     }
 
     pub(super) fn run_end_step(&mut self) -> Result<Ticket> {

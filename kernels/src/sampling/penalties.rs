@@ -4,7 +4,7 @@ use crate::args::{Penalties, SamplingParams};
 
 /// How often tokens were seen, in a table as long as the vocabulary that is all zero between calls.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// 0: not seen. Otherwise 1 + occurrences in the output.
     table: Vec<u32>,
     seen: Vec<u32>,
@@ -25,7 +25,7 @@ impl Counts {
 }
 
 /// Applies bans, bias and penalties.
-pub(super) fn adjust(logits: &mut [f32], params: &SamplingParams<'_>, counts: &mut Counts) {
+pub(crate) fn adjust(logits: &mut [f32], params: &SamplingParams<'_>, counts: &mut Counts) {
     for &token in params.banned {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit = f32::NEG_INFINITY;

@@ -3,15 +3,17 @@
 /// Step of SplitMix64's state: 2⁶⁴ divided by the golden ratio.
 pub(super) const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// Bits of a number: those of a double's significand.
+pub(crate) const BITS: u32 = 53;
+
 /// Number `draw` of the stream of `seed`, uniform in [0, 1).
 ///
 /// SplitMix64 (Steele, Lea and Flood 2014), whose state after n steps is `start + n GAMMA`. The start is mixed from the
 /// seed, so that streams of neighbouring seeds do not overlap.
-pub(super) fn uniform(seed: u64, draw: u64) -> f64 {
+pub(crate) fn uniform(seed: u64, draw: u64) -> f64 {
     let start = mix(seed.wrapping_add(GAMMA));
     let bits = mix(start.wrapping_add(draw.wrapping_add(1).wrapping_mul(GAMMA)));
-    // The 53 bits of a double's significand.
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
+    (bits >> (u64::BITS - BITS)) as f64 / (1_u64 << BITS) as f64
 }
 
 /// SplitMix64's finaliser: a bijection in which each input bit changes about half of the output bits.

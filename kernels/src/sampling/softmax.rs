@@ -16,6 +16,11 @@ pub(super) fn max(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
+/// The logarithm of the least weight that is kept, at most 0: the best token is always kept.
+pub(crate) fn log_least(min_p: f32) -> f32 {
+    min_p.ln().min(0.0)
+}
+
 /// Weights `exp((l - max) / temperature)` of logits, 0 below `least`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Softmax {
@@ -29,8 +34,8 @@ pub(super) struct Softmax {
 impl Softmax {
     /// Weights below `min_p` become 0.
     pub(super) fn new(max: f32, temperature: f32, min_p: f32) -> Self {
-        // A minimum of 0, or one that is not a number, keeps all finite logits.
-        let least = (max + temperature * min_p.ln().min(0.0)).max(f32::MIN);
+        // A minimum of 0 keeps all finite logits, and so does a product that is not a number.
+        let least = (max + temperature * log_least(min_p)).max(f32::MIN);
         Self { max, temperature, least }
     }
 

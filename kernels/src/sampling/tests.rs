@@ -125,9 +125,10 @@ fn a_ban_beats_a_bias_and_the_best_of_equals_is_the_lower_id() {
 #[test]
 fn numbers_out_of_range_do_not_panic() {
     let infinite = f32::INFINITY;
-    let rows: [(&[f32], u32); 5] = [
+    let rows: [(&[f32], u32); 6] = [
         (&[f32::NAN; 40], 0),
         (&[f32::NEG_INFINITY; 40], 0),
+        (&[f32::NAN, f32::NEG_INFINITY], 0),
         (&[f32::NAN, f32::NEG_INFINITY, -1e30], 2),
         (&[1.0, infinite, 3.0], 1),
         (&[], 0),

@@ -9,6 +9,7 @@
 mod case;
 mod compare;
 mod device;
+mod draws;
 mod naive;
 mod plan;
 mod run;
@@ -16,18 +17,20 @@ mod world;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::{Mutex, OnceLock};
 
 use loraplex_kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
 use loraplex_kernels::reference::ReferenceBackend;
-use loraplex_kernels::sampling::{SamplingScratch, sample_row};
 use loraplex_kernels::{
     Backend, DType, OpCounters, Part, Penalties, SampleRow, SampleTask, SamplingParams, Site,
+    StepOutput,
 };
 
 use case::{Case, cases};
 use compare::{Tolerance, assert_close, assert_consistent, assert_same_bits, widened};
+use draws::{Sheet, all_logits, all_rows, assert_drawn, assert_lawful, is_same};
 use plan::Plan;
 use run::{Job, Outputs, run_case};
 use world::{LAYERS, Probe, World};
@@ -40,9 +43,12 @@ struct Subject {
     /// Whether a row's results promise not to depend on its neighbours, by a bit.
     bit_identical: bool,
     run: Box<Run>,
+    /// Draws from known logits, so many rows in a step.
+    draw: Box<Draw>,
 }
 
 type Run = dyn Fn(&Job<'_>) -> (Outputs, OpCounters);
+type Draw = dyn Fn(&Sheet<'_>, usize) -> StepOutput;
 
 /// Every backend of this crate that this machine can run. A new one is a line here.
 fn backends() -> Vec<Subject> {
@@ -81,11 +87,14 @@ fn subject<B: Backend>(name: &str, bit_identical: bool, make: impl Fn() -> B + '
         DType::Bf16 => (4e-1, 4e-2),
     };
     let tolerance = Tolerance { most, root };
+    let make = Rc::new(make);
+    let make_too = make.clone();
     Subject {
         name: name.into(),
         tolerance,
         bit_identical,
-        run: Box::new(move |job| run_case(&make, job)),
+        run: Box::new(move |job| run_case(&*make, job)),
+        draw: Box::new(move |sheet, at_once| draws::draw(make_too(), sheet, at_once)),
     }
 }
 
@@ -205,20 +214,80 @@ fn varied((sequence, position): (usize, usize)) -> SamplingParams<'static> {
 
 #[test]
 fn every_row_draws_with_its_own_parameters() {
-    let mut scratch = SamplingScratch::default();
     for case in cases() {
         let world = World::new(&case);
         let (plan, probe, draws) = (Plan::at_once(&case), Probe::Decoder, Some(varied as _));
         for backend in backends() {
             let job = Job { case: &case, world: &world, plan: &plan, probe, draws };
             for (place, row) in (backend.run)(&job).0 {
-                // Log-probabilities are logits but for a constant, which changes nothing here.
-                let task = SampleTask::Draw(varied(place));
-                let wanted = SampleRow { row: 0, task, logprobs: None };
-                let token = sample_row(&mut row.logprobs.clone(), &wanted, &mut scratch).token;
-                assert_eq!(row.token, token, "{}: {}, {place:?}", backend.name, case.name);
+                // Log-probabilities are logits but for a constant, which changes nothing here, and for their rounding.
+                let name = format!("{}: {}, {place:?}", backend.name, case.name);
+                assert_drawn(&name, (&row.logprobs, 4e-6), &varied(place), row.token);
             }
         }
+    }
+}
+
+/// Every combination for short rows of logits, a few for long ones.
+fn sheets() -> Vec<Sheet<'static>> {
+    let sheet = |(name, logits): (_, Vec<f32>)| {
+        let rows = all_rows(logits.len(), if logits.len() > 100_000 { 13 } else { 1 });
+        Sheet { name, logits, rows }
+    };
+    all_logits().into_iter().map(sheet).collect()
+}
+
+#[test]
+fn draws_follow_the_formulas() {
+    for sheet in sheets() {
+        let mut lawful: Vec<StepOutput> = Vec::new();
+        for backend in backends() {
+            let output = (backend.draw)(&sheet, usize::MAX);
+            // The formulas take long.
+            if !lawful.iter().any(|other| is_same(other, &output)) {
+                assert_lawful(&backend.name, &sheet, &output);
+                lawful.push(output);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_draw_does_not_depend_on_the_rows_beside_it() {
+    for mut sheet in sheets() {
+        sheet.rows = sheet.rows.into_iter().step_by(5).collect();
+        for backend in backends() {
+            let expected = (backend.draw)(&sheet, usize::MAX);
+            for at_once in [1, 3] {
+                let found = (backend.draw)(&sheet, at_once);
+                let name = format!("{}: {}, {at_once} at once", backend.name, sheet.name);
+                assert!(is_same(&found, &expected), "{name}: {found:?}, not {expected:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn more_changes_than_a_device_takes_are_made() {
+    let tokens: Vec<u32> = (0..20_000).map(|i| i * 3).collect();
+    let penalties = Penalties {
+        repetition: 1.2,
+        presence: 2.0,
+        frequency: 0.0,
+        prompt: &tokens,
+        output: &tokens[..9],
+    };
+    let rows = (0..3).map(|draw| {
+        let penalties = Some(penalties);
+        let params = SamplingParams { temperature: 1.0, penalties, draw, ..SamplingParams::GREEDY };
+        SampleRow { row: 0, task: SampleTask::Draw(params), logprobs: Some(3) }
+    });
+    let (name, logits) = all_logits().into_iter().find(|(name, _)| *name == "large").unwrap();
+    let mut sheet = Sheet { name, logits, rows: rows.collect() };
+    // Beside one whose changes the device does take.
+    sheet.rows.extend(all_rows(sheet.logits.len(), 97));
+    for backend in backends() {
+        assert_lawful(&backend.name, &sheet, &(backend.draw)(&sheet, usize::MAX));
     }
 }
 
