@@ -17,6 +17,8 @@ measure() {
 # A backlog of the demo model's: 64 adapters over a pool for 8, beside 8 that fit.
 RUST_LOG=warn "$server" bench --mix distinct:8 distinct:64 --shape 16/16 --requests 512 --concurrency 512 --rounds 3 \
     --max-loras 8 --max-lora-rank 16 --adapter-rank 16 --json "$work/backlog.json"
+# The demo model's steps: what is registered costs nothing.
+RUST_LOG=warn "$server" bench --growth --rounds 3 --json "$work/growth.json" --svg "$work/growth.svg"
 measure decode 32/32 8 one distinct:8 reload:0.5
 measure prefill 384/1 4 one
 
@@ -44,5 +46,11 @@ oldest = max(one["ttft_ms"]["max"] / one["ttft_ms"]["median"] for one in many)
 share = speed(many) / speed(few)
 failed |= share < 0.65 or oldest > 10 or mixes["distinct:64"]["all"]["failed"] > 0
 print(f"backlog of 64 adapters: {share:.2f} of 8 that fit, at least 0.65; the longest wait is {oldest:.1f} of the median, at most 10")
+with open(f"{sys.argv[1]}/growth.json") as file:
+    curves = {curve["kind"]: curve["points"] for curve in json.load(file)["curves"]}
+registered = curves["registered adapters"]
+slope = registered[-1]["step_ms"] / registered[0]["step_ms"]
+failed |= registered[-1]["at"] < 10_000 or slope > 1.5
+print(f"{registered[-1]['at']} registered adapters: {slope:.2f} of the step with one, at most 1.5")
 sys.exit(failed)
 PYTHON
