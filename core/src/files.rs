@@ -13,8 +13,8 @@ use rayon::slice::ParallelSliceMut as _;
 
 use crate::error::{Error, Result};
 
-/// Bytes that one core reads at a time.
-const PIECE: usize = 4 << 20;
+/// Bytes that one core reads at a time: few enough to share a file evenly, and more than a call costs.
+const PIECE: usize = 1 << 20;
 
 /// A regular file and its length when it was opened.
 #[derive(Debug)]
@@ -62,14 +62,15 @@ impl Source {
 
     /// `len` bytes from `offset`. A range beyond the file is refused before memory is reserved for it.
     pub(crate) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
-        let end = offset.checked_add(len as u64).filter(|&end| end <= self.len);
-        if end.is_none() {
-            return Err(Error::invalid(format!(
-                "{}: {len} bytes at {offset} lie beyond its {} bytes",
-                self.name, self.len
-            )));
-        }
+        self.check_range(offset, len)?;
         let mut bytes = vec![0; len];
+        self.read_to(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As many bytes from `offset` as `bytes` takes.
+    pub(crate) fn read_to(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.check_range(offset, bytes.len())?;
         let pieces = bytes.par_chunks_mut(PIECE).enumerate();
         let read = pieces.try_for_each(|(index, piece)| {
             self.file.read_exact_at(piece, offset + (index * PIECE) as u64)
@@ -79,8 +80,17 @@ impl Source {
                 Error::invalid(format!("{} became shorter while it was read", self.name))
             }
             _ => cannot_read(&self.name, &error),
-        })?;
-        Ok(bytes)
+        })
+    }
+
+    fn check_range(&self, offset: u64, len: usize) -> Result<()> {
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "{}: {len} bytes at {offset} lie beyond its {} bytes",
+                self.name, self.len
+            ))),
+        }
     }
 }
 

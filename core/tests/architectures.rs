@@ -11,8 +11,8 @@ use loraplex_core::model::{Checkpoint, Decoder, Workspace};
 use loraplex_kernels::cpu::{CpuBackend, CpuOptions};
 use loraplex_kernels::reference::ReferenceBackend;
 use loraplex_kernels::{
-    Backend, DType, KvShape, LoraSegment, RowToken, SampleRow, SampleTask, SequenceSpan, Step,
-    StepOutput,
+    AdapterMemory, Backend, DType, KvShape, LoraSegment, RowToken, SampleRow, SampleTask,
+    SequenceSpan, Step, StepOutput,
 };
 use serde_json::Value;
 
@@ -82,12 +82,13 @@ impl<B: Backend> Rig<B> {
         };
         let workspace = Workspace::new(&mut backend, &config, kv, 256).unwrap();
         let packer = backend.packer();
-        let limits = PeftLimits::new(64);
+        let (limits, memory) = (PeftLimits::new(64), AdapterMemory::default());
         let adapters = adapters
             .iter()
             .map(|name| {
-                let loaded = peft::load(&folder.join("adapters").join(name), &config, &limits);
-                let packed = packer.pack(config.layers, &loaded.unwrap().weights).unwrap();
+                let adapter = folder.join("adapters").join(name);
+                let loaded = peft::load(&adapter, &config, &limits, &memory).unwrap();
+                let packed = packer.pack(config.layers, &loaded.weights, &memory).unwrap();
                 backend.upload_adapter(&Arc::new(packed)).unwrap()
             })
             .collect();

@@ -12,7 +12,7 @@ use crate::args::{
     AttentionOp, GatedMlpOp, KvShape, ProjectOp, QkvOp, SampleRow, Step, StepOutput,
 };
 use crate::error::Result;
-use crate::weights::{DType, HostTensor, LoraWeights, PackedAdapter};
+use crate::weights::{AdapterMemory, DType, HostTensor, LoraWeights, PackedAdapter};
 
 /// What lives on the other side.
 #[derive(Debug, Clone)]
@@ -63,8 +63,14 @@ pub struct OpCounters {
 
 /// Puts LoRA weights into a backend's own layout. Runs on loader threads, apart from the backend.
 pub trait AdapterPacker: Debug + Send + Sync {
-    /// Packs; the adapter's shapes fit the model already.
-    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter>;
+    /// Packs into bytes of `memory`, which may hold what another adapter left there; the adapter's shapes fit the model
+    /// already.
+    fn pack(
+        &self,
+        layers: usize,
+        weights: &LoraWeights,
+        memory: &AdapterMemory,
+    ) -> Result<PackedAdapter>;
 }
 
 /// A device that runs decoder layers.

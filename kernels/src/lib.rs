@@ -31,6 +31,6 @@ pub use backend::{
 };
 pub use error::{KernelError, Result};
 pub use weights::{
-    AlignedBytes, DType, HostData, HostTensor, INT8_BLOCK, Int8Blocks, LoraPart, LoraWeights,
-    PackedAdapter, Part, Site,
+    AdapterMemory, AlignedBytes, DType, HostData, HostTensor, INT8_BLOCK, Int8Blocks, LoraPart,
+    LoraWeights, PackedAdapter, Part, SharedBytes, Site,
 };

@@ -2,12 +2,20 @@
 
 mod bytes;
 mod int8;
+mod memory;
+mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use half::{bf16, f16};
 
 pub use bytes::AlignedBytes;
 pub use int8::{INT8_BLOCK, Int8Blocks};
 pub(crate) use int8::{INT8_MOST, largest, nearest};
+pub use memory::AdapterMemory;
+pub use shared::SharedBytes;
 
 use crate::error::{KernelError, Result};
 
@@ -41,8 +49,61 @@ pub enum HostData {
     Bf16(Vec<bf16>),
     /// Half precision.
     F16(Vec<f16>),
+    /// As a file has them: little-endian, at any address.
+    Stored(DType, SharedBytes),
     /// 8 bits; rows are filled up to whole blocks.
     Int8(Int8Blocks),
+}
+
+/// The elements of a [`HostData`], borrowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Elements<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+    F32Bytes(&'a [[u8; 4]]),
+    Bf16Bytes(&'a [[u8; 2]]),
+    F16Bytes(&'a [[u8; 2]]),
+    Int8(&'a Int8Blocks),
+}
+
+impl HostData {
+    pub(crate) fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::F32(values) => Elements::F32(values),
+            Self::Bf16(values) => Elements::Bf16(values),
+            Self::F16(values) => Elements::F16(values),
+            Self::Stored(DType::F32, bytes) => Elements::F32Bytes(bytes.as_slice().as_chunks().0),
+            Self::Stored(DType::Bf16, bytes) => Elements::Bf16Bytes(bytes.as_slice().as_chunks().0),
+            Self::Stored(DType::F16, bytes) => Elements::F16Bytes(bytes.as_slice().as_chunks().0),
+            Self::Int8(blocks) => Elements::Int8(blocks),
+        }
+    }
+
+    /// Whether none is NaN or infinite.
+    pub fn is_finite(&self) -> bool {
+        match self.elements() {
+            Elements::F32(values) => all(values, |value| value.is_finite()),
+            Elements::Bf16(values) => all(values, |value| value.is_finite()),
+            Elements::F16(values) => all(values, |value| value.is_finite()),
+            Elements::F32Bytes(values) => {
+                all(values, |value| f32::from_le_bytes(value).is_finite())
+            }
+            Elements::Bf16Bytes(values) => {
+                all(values, |value| bf16::from_le_bytes(value).is_finite())
+            }
+            Elements::F16Bytes(values) => {
+                all(values, |value| f16::from_le_bytes(value).is_finite())
+            }
+            Elements::Int8(blocks) => all(&blocks.scales, |value| value.is_finite()),
+        }
+    }
+}
+
+/// Whether `holds` of all of them; without an early end inside a block, so that a block is a few vector instructions.
+fn all<T: Copy>(values: &[T], holds: impl Fn(T) -> bool) -> bool {
+    let block = |values: &[T]| values.iter().fold(true, |good, &value| good & holds(value));
+    values.chunks(1024).all(block)
 }
 
 /// A matrix (or a vector: one row) on the host, as a checkpoint stores it: `[rows, cols]`, row-major.
@@ -64,11 +125,15 @@ impl HostTensor {
 
     /// Wraps elements of any type. Fails when the count is not `rows * cols`, in whole blocks where they come in blocks.
     pub fn new(rows: usize, cols: usize, data: HostData) -> Result<Self> {
-        let mut expected = rows * cols;
+        let (mut expected, mut unit) = (rows * cols, "elements");
         let found = match &data {
             HostData::F32(v) => v.len(),
             HostData::Bf16(v) => v.len(),
             HostData::F16(v) => v.len(),
+            HostData::Stored(dtype, bytes) => {
+                (expected, unit) = (expected * dtype.size(), "bytes");
+                bytes.len()
+            }
             HostData::Int8(blocks) => {
                 expected = rows * cols.next_multiple_of(INT8_BLOCK);
                 blocks.values.len().min(blocks.scales.len() * INT8_BLOCK)
@@ -77,7 +142,7 @@ impl HostTensor {
         if found != expected {
             return Err(KernelError::Shape {
                 what: "host tensor".into(),
-                expected: format!("{expected} elements for [{rows}, {cols}]"),
+                expected: format!("{expected} {unit} for [{rows}, {cols}]"),
                 found: format!("{found}"),
             });
         }
@@ -86,22 +151,28 @@ impl HostTensor {
 
     /// The element at `index` in row-major order, widened.
     pub fn at(&self, index: usize) -> f32 {
-        match &self.data {
-            HostData::F32(v) => v[index],
-            HostData::Bf16(v) => v[index].to_f32(),
-            HostData::F16(v) => v[index].to_f32(),
-            HostData::Int8(v) => v.at((index / self.cols, index % self.cols), self.cols),
+        match self.data.elements() {
+            Elements::F32(v) => v[index],
+            Elements::Bf16(v) => v[index].to_f32(),
+            Elements::F16(v) => v[index].to_f32(),
+            Elements::F32Bytes(v) => f32::from_le_bytes(v[index]),
+            Elements::Bf16Bytes(v) => bf16::from_le_bytes(v[index]).to_f32(),
+            Elements::F16Bytes(v) => f16::from_le_bytes(v[index]).to_f32(),
+            Elements::Int8(v) => v.at((index / self.cols, index % self.cols), self.cols),
         }
     }
 
     /// Writes row `row`, widened, to `out`, which holds `cols` elements.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) {
         let span = row * self.cols..(row + 1) * self.cols;
-        match &self.data {
-            HostData::F32(v) => out.copy_from_slice(&v[span]),
-            HostData::Bf16(v) => widen(&v[span], out, |x| x.to_f32()),
-            HostData::F16(v) => widen(&v[span], out, |x| x.to_f32()),
-            HostData::Int8(v) => {
+        match self.data.elements() {
+            Elements::F32(v) => out.copy_from_slice(&v[span]),
+            Elements::Bf16(v) => widen(&v[span], out, |x| x.to_f32()),
+            Elements::F16(v) => widen(&v[span], out, |x| x.to_f32()),
+            Elements::F32Bytes(v) => widen(&v[span], out, f32::from_le_bytes),
+            Elements::Bf16Bytes(v) => widen(&v[span], out, |x| bf16::from_le_bytes(x).to_f32()),
+            Elements::F16Bytes(v) => widen(&v[span], out, |x| f16::from_le_bytes(x).to_f32()),
+            Elements::Int8(v) => {
                 out.iter_mut().enumerate().for_each(|(col, to)| *to = v.at((row, col), self.cols));
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use loraplex_kernels::{AdapterPacker, PackedAdapter};
+use loraplex_kernels::{AdapterMemory, AdapterPacker, PackedAdapter, SharedBytes};
 use loraplex_plugin_sdk::LoraRequest;
 
 use super::Adapter;
@@ -116,6 +116,8 @@ pub(super) struct Builder {
     pub(super) model: Arc<ModelConfig>,
     pub(super) packer: Arc<dyn AdapterPacker>,
     pub(super) limits: PeftLimits,
+    /// Of files while they are read, and of packed generations.
+    pub(super) memory: AdapterMemory,
 }
 
 impl Builder {
@@ -123,14 +125,15 @@ impl Builder {
     pub(super) fn build(&self, path: &Path, content: &Content) -> Result<Built> {
         let start = Instant::now();
         let mut peft = match content {
-            Content::Folder => peft::load(path, &self.model, &self.limits)?,
+            Content::Folder => peft::load(path, &self.model, &self.limits, &self.memory)?,
             Content::Bytes { config, weights } => {
-                peft::parse(config, weights, &self.model, &self.limits)?
+                let weights = SharedBytes::new(weights.clone());
+                peft::parse(config, &weights, &self.model, &self.limits)?
             }
         };
         let read = start.elapsed();
-        let packed = self.packer.pack(self.model.layers, &peft.weights)?;
-        // Twice the adapter's size would stay in memory until the flip.
+        let packed = self.packer.pack(self.model.layers, &peft.weights, &self.memory)?;
+        // The file's memory goes back before the flip.
         peft.weights.parts = Vec::new();
         Ok(Built { peft, packed, read, pack: start.elapsed() - read })
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt as _;
-use loraplex_kernels::AdapterPacker;
+use loraplex_kernels::{AdapterMemory, AdapterPacker};
 use loraplex_plugin_sdk::{AdapterChange, LoraRequest};
 use moka::sync::Cache;
 use tokio::sync::watch;
@@ -87,7 +87,12 @@ impl AdapterManager {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let limits = PeftLimits::new(config.max_rank);
         Ok(Self {
-            builder: Builder { model: Arc::new(model), packer, limits },
+            builder: Builder {
+                model: Arc::new(model),
+                packer,
+                limits,
+                memory: AdapterMemory::keeping()?,
+            },
             loader: Loader::start()?,
             engine,
             next_generation: AtomicU64::new(started << 20),

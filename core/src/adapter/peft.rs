@@ -12,7 +12,7 @@ mod weights;
 
 use std::path::Path;
 
-use loraplex_kernels::{LoraWeights, Part};
+use loraplex_kernels::{AdapterMemory, LoraWeights, Part, SharedBytes};
 
 use self::config::Spec;
 use crate::error::{Error, Result};
@@ -60,8 +60,13 @@ pub struct LoadedPeft {
     pub base_model: Option<String>,
 }
 
-/// Reads the adapter in `folder` for `model`.
-pub fn load(folder: &Path, model: &ModelConfig, limits: &PeftLimits) -> Result<LoadedPeft> {
+/// Reads the adapter in `folder` for `model`. Its weights lie in `memory`, as the file has them.
+pub fn load(
+    folder: &Path,
+    model: &ModelConfig,
+    limits: &PeftLimits,
+    memory: &AdapterMemory,
+) -> Result<LoadedPeft> {
     let absent = || Error::not_found(format!("No adapter found for {}", folder.display()));
     let config = files::read(&folder.join(CONFIG), limits.max_config)?.ok_or_else(absent)?;
     let Some(source) = Source::open(&folder.join(WEIGHTS))? else {
@@ -80,16 +85,19 @@ pub fn load(folder: &Path, model: &ModelConfig, limits: &PeftLimits) -> Result<L
     // The head alone says whether the rest is worth reading.
     let prefix = source.read(0, PREFIX.min(len))?;
     Header::length(&prefix, source.len(), header_limits(limits)).map_err(|e| e.context(WEIGHTS))?;
-    parse(&config, &source.read(0, len)?, model, limits)
+    let mut bytes = memory.take(len);
+    source.read_to(0, bytes.as_mut_slice())?;
+    parse(&config, &SharedBytes::new(bytes), model, limits)
 }
 
-/// Reads an adapter from the bytes of its two files.
+/// Reads an adapter from the bytes of its two files; its weights stay where they are.
 pub fn parse(
     config_json: &[u8],
-    safetensors: &[u8],
+    file: &SharedBytes,
     model: &ModelConfig,
     limits: &PeftLimits,
 ) -> Result<LoadedPeft> {
+    let safetensors = file.as_slice();
     if config_json.len() as u64 > limits.max_config {
         return Err(Error::invalid(format!(
             "{CONFIG} has {} bytes, the limit is {}",
@@ -107,7 +115,7 @@ pub fn parse(
         })
         .map_err(|e| e.context(WEIGHTS))?;
     let (parts, digest) = rayon::join(
-        || weights::assemble(&header, safetensors, &spec, model),
+        || weights::assemble(&header, file, &spec, model),
         || digest(config_json, safetensors),
     );
     let parts = parts?;

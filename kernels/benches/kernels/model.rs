@@ -8,9 +8,9 @@ use loraplex_kernels::cpu::{
     CpuAdapter, CpuBackend, CpuBuffer, CpuKvCache, CpuLinear, CpuOptions, CpuVector,
 };
 use loraplex_kernels::{
-    AttentionOp, AttentionShape, Backend, BufferKind, DType, GatedMlpOp, HostData, HostTensor,
-    KvShape, LoraPart, LoraSegment, LoraWeights, Part, ProjectOp, QkvOp, RowToken, SampleRow,
-    SampleTask, SamplingParams, SequenceSpan, Site, Step, StepOutput,
+    AdapterMemory, AttentionOp, AttentionShape, Backend, BufferKind, DType, GatedMlpOp, HostData,
+    HostTensor, KvShape, LoraPart, LoraSegment, LoraWeights, Part, ProjectOp, QkvOp, RowToken,
+    SampleRow, SampleTask, SamplingParams, SequenceSpan, Site, Step, StepOutput,
 };
 
 const BLOCK: usize = 16;
@@ -155,7 +155,9 @@ impl Model {
         let adapters = (0..adapters)
             .map(|_| {
                 let weights = lora(&shape, rank, &mut noise);
-                let packed = packer.pack(shape.layers, &weights).expect("adapters fit");
+                let packed = packer
+                    .pack(shape.layers, &weights, &AdapterMemory::default())
+                    .expect("adapters fit");
                 backend.upload_adapter(&Arc::new(packed)).expect("adapters fit")
             })
             .collect();

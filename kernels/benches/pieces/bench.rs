@@ -7,8 +7,8 @@ use loraplex_kernels::cpu::{
     CpuAdapter, CpuBackend, CpuBuffer, CpuKvCache, CpuLinear, CpuOptions, CpuVector,
 };
 use loraplex_kernels::{
-    AttentionOp, AttentionShape, Backend, BufferKind, DType, HostData, HostTensor, KvShape,
-    LoraPart, LoraSegment, LoraWeights, Part, ProjectOp, RowToken, SampleRow, SampleTask,
+    AdapterMemory, AttentionOp, AttentionShape, Backend, BufferKind, DType, HostData, HostTensor,
+    KvShape, LoraPart, LoraSegment, LoraWeights, Part, ProjectOp, RowToken, SampleRow, SampleTask,
     SamplingParams, SequenceSpan, Site, Step, StepOutput,
 };
 
@@ -223,6 +223,9 @@ fn adapter(backend: &mut CpuBackend, shape: Shape) -> CpuAdapter {
         let (a, b) = (tensor(shape.rank, shape.inputs), tensor(shape.outputs, shape.rank));
         weights.parts.push(LoraPart { layer, part: Part::O, scale: 1.0, a, b });
     }
-    let packed = backend.packer().pack(shape.layers, &weights).expect("adapters fit");
+    let packed = backend
+        .packer()
+        .pack(shape.layers, &weights, &AdapterMemory::default())
+        .expect("adapters fit");
     backend.upload_adapter(&Arc::new(packed)).expect("adapters fit")
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use half::bf16;
 use loraplex_kernels::cuda::{Buffer, CudaBackend, KvCache, Linear, Vector};
 use loraplex_kernels::{
-    AttentionOp, AttentionShape, Backend, BufferKind, GatedMlpOp, HostData, HostTensor, KvShape,
-    LoraPart, LoraWeights, PackedAdapter, Part, ProjectOp, QkvOp, Result, Site,
+    AdapterMemory, AttentionOp, AttentionShape, Backend, BufferKind, GatedMlpOp, HostData,
+    HostTensor, KvShape, LoraPart, LoraWeights, PackedAdapter, Part, ProjectOp, QkvOp, Result,
+    Site,
 };
 
 const LAYERS: usize = 32;
@@ -191,5 +192,6 @@ pub(crate) fn adapter(
             parts.push(LoraPart { layer, part, scale: 2.0, a, b });
         }
     }
-    Ok(Arc::new(backend.packer().pack(LAYERS, &LoraWeights { parts })?))
+    let memory = AdapterMemory::default();
+    Ok(Arc::new(backend.packer().pack(LAYERS, &LoraWeights { parts }, &memory)?))
 }

@@ -10,12 +10,11 @@ use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use crate::backend::AdapterPacker;
 use crate::error::Result;
 use crate::weights::{
-    AlignedBytes, HostTensor, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Part,
+    AdapterMemory, HostTensor, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Part,
     Site,
 };
 
 use super::isa::{Arch, Layout};
-use super::memory::advise_huge_pages;
 use super::pack::{PackPanel, SourceRow, shape};
 use super::shared::SharedMut;
 
@@ -70,7 +69,12 @@ pub(crate) fn expand_bytes(layout: Layout, out: usize, rank: usize) -> usize {
 }
 
 impl AdapterPacker for Packer {
-    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter> {
+    fn pack(
+        &self,
+        layers: usize,
+        weights: &LoraWeights,
+        memory: &AdapterMemory,
+    ) -> Result<PackedAdapter> {
         let layout = self.arch.layout();
         let mut parts: Vec<Option<&LoraPart>> = vec![None; layers * Part::ALL.len()];
         for part in &weights.parts {
@@ -89,8 +93,8 @@ impl AdapterPacker for Packer {
                 sites[site.slot(layer)] = Some(packed);
             }
         }
-        let mut bytes = AlignedBytes::zeroed(len);
-        advise_huge_pages(bytes.as_mut_ptr(), len);
+        // Panels are written whole; nobody reads what lies between matrices.
+        let mut bytes = memory.take(len);
         let to = SharedMut::new(bytes.as_mut_ptr());
         (0..layers).into_par_iter().for_each(|layer| {
             for site in Site::ALL {
@@ -184,4 +188,21 @@ fn check(part: &LoraPart, layers: usize) -> Result<()> {
         return Err(shape("rank of an adapter's B", part.a.rows.max(1), part.b.cols));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::weights::DType;
+    use crate::weights::testing::packer_contract;
+
+    #[test]
+    fn adapters_are_packed_from_any_bytes_into_any_memory() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for dtype in [DType::F32, DType::Bf16] {
+                packer_contract(&Packer { arch: Arch::new(isa, dtype).unwrap() });
+            }
+        }
+    }
 }

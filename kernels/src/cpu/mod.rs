@@ -50,4 +50,5 @@ pub use backend::{CpuBackend, CpuOptions, CpuTicket, CpuVector};
 pub use buffer::CpuBuffer;
 pub use isa::Isa;
 pub use kv::CpuKvCache;
+pub(crate) use memory::advise_huge_pages;
 pub use pack::CpuLinear;

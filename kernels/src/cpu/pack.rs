@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::error::{KernelError, Result};
-use crate::weights::{HostData, HostTensor, Int8Blocks};
+use crate::weights::{Elements, HostData, HostTensor, Int8Blocks};
 
 use super::int8::{PackInt8, panel_bytes};
 use super::isa::{Arch, Layout, Task};
@@ -117,19 +117,20 @@ impl CpuLinear {
 /// A row of a host tensor, to become a lane of a panel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SourceRow<'a> {
-    tensor: &'a HostTensor,
+    elements: Elements<'a>,
+    cols: usize,
     row: usize,
 }
 
 impl<'a> SourceRow<'a> {
     /// Row `row` of `tensor`, which has it.
     pub(crate) fn new(tensor: &'a HostTensor, row: usize) -> Self {
-        Self { tensor, row }
+        Self { elements: tensor.data.elements(), cols: tensor.cols, row }
     }
 
     fn int8(self) -> Option<(&'a Int8Blocks, usize)> {
-        match &self.tensor.data {
-            HostData::Int8(blocks) => Some((blocks, self.row)),
+        match self.elements {
+            Elements::Int8(blocks) => Some((blocks, self.row)),
             _ => None,
         }
     }
@@ -139,7 +140,7 @@ impl<'a> SourceRow<'a> {
 fn source(parts: &[HostTensor], mut row: usize) -> Option<SourceRow<'_>> {
     for tensor in parts {
         if row < tensor.rows {
-            return Some(SourceRow { tensor, row });
+            return Some(SourceRow::new(tensor, row));
         }
         row -= tensor.rows;
     }
@@ -187,17 +188,29 @@ impl SourceRow<'_> {
     /// `to` takes as many steps as the columns make.
     #[inline(always)]
     unsafe fn pack<O: Operands>(&self, columns: Range<usize>, to: *mut O::W, stride: usize) {
-        let start = self.row * self.tensor.cols;
+        let start = self.row * self.cols;
         let span = start + columns.start..start + columns.end;
         // SAFETY: the caller's promise.
         unsafe {
-            match &self.tensor.data {
-                HostData::F32(values) => pack::<O, _>(&values[span], to, stride, O::to_w),
-                HostData::Bf16(values) => pack::<O, _>(&values[span], to, stride, O::bf16_to_w),
-                HostData::F16(values) => {
+            match self.elements {
+                Elements::F32(values) => pack::<O, _>(&values[span], to, stride, O::to_w),
+                Elements::Bf16(values) => pack::<O, _>(&values[span], to, stride, O::bf16_to_w),
+                Elements::F16(values) => {
                     pack::<O, _>(&values[span], to, stride, |value: f16| O::to_w(value.to_f32()));
                 }
-                HostData::Int8(_) => unreachable!("packed as bytes"),
+                Elements::F32Bytes(values) => {
+                    let to_w = |value| O::to_w(f32::from_le_bytes(value));
+                    pack::<O, _>(&values[span], to, stride, to_w);
+                }
+                Elements::Bf16Bytes(values) => {
+                    let to_w = |value| O::bf16_to_w(bf16::from_le_bytes(value));
+                    pack::<O, _>(&values[span], to, stride, to_w);
+                }
+                Elements::F16Bytes(values) => {
+                    let to_w = |value| O::to_w(f16::from_le_bytes(value).to_f32());
+                    pack::<O, _>(&values[span], to, stride, to_w);
+                }
+                Elements::Int8(_) => unreachable!("packed as bytes"),
             }
         }
     }

@@ -10,11 +10,11 @@ use super::error::{Context as _, check};
 use super::gpu::Gpu;
 use super::memory::{Block, Number, padded};
 use super::staging::Staging;
-use super::weights::write_row;
+use super::weights::write_rows;
 use crate::backend::AdapterPacker;
 use crate::error::{KernelError, Result};
 use crate::weights::{
-    AlignedBytes, HostTensor, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Site,
+    AdapterMemory, HostTensor, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Site,
 };
 
 /// Places for parts in a site; some stay empty.
@@ -28,7 +28,12 @@ const LAYER_PARTS: usize = Site::ALL.len() * PARTS;
 pub(super) struct Packer;
 
 impl AdapterPacker for Packer {
-    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter> {
+    fn pack(
+        &self,
+        layers: usize,
+        weights: &LoraWeights,
+        memory: &AdapterMemory,
+    ) -> Result<PackedAdapter> {
         let mut parts: Vec<Option<&LoraPart>> = vec![None; layers * LAYER_PARTS];
         for part in &weights.parts {
             check("columns of B", part.rank(), part.b.cols)?;
@@ -41,12 +46,13 @@ impl AdapterPacker for Packer {
             *entry = Some(part);
         }
         let count: usize = parts.iter().flatten().map(|part| elements(part)).sum();
-        let mut bytes = AlignedBytes::zeroed(count * size_of::<u16>());
-        // SAFETY: as many zero bytes as `count` numbers take, aligned to 64, with one owner.
+        let mut bytes = memory.take(count * size_of::<u16>());
+        // SAFETY: as many initialised bytes as `count` numbers take, aligned to 64, with one owner.
         let words = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), count) };
         let mut layout = Layout { free: words, used: 0, matrices: Vec::new() };
         let sites =
             parts.chunks_exact(PARTS).map(|parts| layout.site(parts)).collect::<Result<_>>()?;
+        // Together the matrices are all of it.
         layout.matrices.into_par_iter().for_each(|matrix| matrix.write());
         let max_rank = weights.parts.iter().map(LoraPart::rank).max().unwrap_or(0);
         Ok(PackedAdapter { bytes, sites, max_rank })
@@ -74,10 +80,7 @@ struct Matrix<'a> {
 
 impl Matrix<'_> {
     fn write(self) {
-        for (row, out) in self.out.chunks_exact_mut(self.stride).take(self.tensor.rows).enumerate()
-        {
-            write_row(self.tensor, row, out);
-        }
+        write_rows(self.tensor, self.stride, self.out);
     }
 }
 
@@ -247,9 +250,7 @@ impl Resident {
 
     fn send(&self, staging: &mut Staging) -> Result<()> {
         let Some(block) = &self.block else { return Ok(()) };
-        let bytes = &self.packed.bytes;
-        // SAFETY: as many bytes as the adapter holds, all written, and not changed while it is borrowed.
-        let from = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        let from = self.packed.bytes.as_slice();
         let sites = self.packed.sites.iter();
         let entries: Vec<SiteEntry> =
             sites.map(|site| entry(site.as_ref(), block.address())).collect();

@@ -4,7 +4,8 @@ use super::adapter::Packer;
 use super::step::{Counts, StepState};
 use crate::args::{RowToken, SequenceSpan, Step};
 use crate::backend::AdapterPacker;
-use crate::weights::{HostTensor, LoraPart, LoraWeights, Part, Site};
+use crate::weights::testing::packer_contract;
+use crate::weights::{AdapterMemory, HostTensor, LoraPart, LoraWeights, Part, Site};
 
 fn decodes(contexts: &[u32]) -> StepState {
     let rows = contexts.len();
@@ -73,7 +74,7 @@ fn ranks_are_rounded_up_to_eight() {
         b: tensor(6, rank),
     };
     let weights = LoraWeights { parts: vec![part(Part::V, 3), part(Part::Q, 9)] };
-    let packed = Packer.pack(2, &weights).unwrap();
+    let packed = Packer.pack(2, &weights, &AdapterMemory::default()).unwrap();
     let site = packed.sites[Site::Qkv.slot(1)].as_ref().unwrap();
     assert_eq!((site.a, site.lanes, packed.max_rank), (0, 24, 9));
     assert_eq!(site.parts.map(|part| (part.rank, part.lane)), [(9, 0), (0, 0), (3, 16)]);
@@ -81,4 +82,9 @@ fn ranks_are_rounded_up_to_eight() {
     assert_eq!(site.parts.map(|part| part.b), [2 * 24 * 16, 0, 2 * (24 * 16 + 6 * 16)]);
     assert_eq!(packed.bytes.len(), 2 * (24 * 16 + 6 * 16 + 6 * 8));
     assert!(packed.sites.iter().flatten().count() == 1);
+}
+
+#[test]
+fn adapters_are_packed_from_any_bytes_into_any_memory() {
+    packer_contract(&Packer);
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::error::{check, mismatch};
 use super::gpu::Gpu;
@@ -12,7 +12,7 @@ use super::staging::Staging;
 use crate::args::KvShape;
 use crate::backend::BufferKind;
 use crate::error::Result;
-use crate::weights::{HostData, HostTensor};
+use crate::weights::{Elements, HostTensor};
 
 /// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none.
 #[derive(Debug)]
@@ -73,24 +73,46 @@ fn fill_row(parts: &[HostTensor], mut row: usize, out: &mut [u16]) {
 pub(super) fn write_row(tensor: &HostTensor, row: usize, out: &mut [u16]) {
     let span = row * tensor.cols..(row + 1) * tensor.cols;
     let (values, rest) = out.split_at_mut(tensor.cols);
-    match &tensor.data {
-        HostData::Bf16(from) => {
-            values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = x.to_bits());
-        }
-        HostData::F32(from) => {
-            let bits = |x: &f32| bf16::from_f32(*x).to_bits();
-            values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = bits(x));
-        }
-        HostData::F16(from) => {
-            let bits = |x: &half::f16| bf16::from_f32(x.to_f32()).to_bits();
-            values.iter_mut().zip(&from[span]).for_each(|(to, x)| *to = bits(x));
-        }
-        HostData::Int8(from) => {
-            let bits = |col| bf16::from_f32(from.at((row, col), tensor.cols)).to_bits();
-            values.iter_mut().enumerate().for_each(|(col, to)| *to = bits(col));
-        }
+    if let Elements::Int8(from) = tensor.data.elements() {
+        let bits = |col| bf16::from_f32(from.at((row, col), tensor.cols)).to_bits();
+        values.iter_mut().enumerate().for_each(|(col, to)| *to = bits(col));
+    } else {
+        write_elements(tensor, span, values);
     }
     rest.fill(0);
+}
+
+/// A whole tensor in bf16, rows of `stride` elements, zeros behind and below them.
+pub(super) fn write_rows(tensor: &HostTensor, stride: usize, out: &mut [u16]) {
+    let (rows, rest) = out.split_at_mut(tensor.rows * stride);
+    if stride == tensor.cols && !matches!(tensor.data.elements(), Elements::Int8(_)) {
+        // Rows may be short, B's have one element a rank: together they are one copy.
+        write_elements(tensor, 0..rows.len(), rows);
+    } else {
+        let rows = rows.chunks_exact_mut(stride).enumerate();
+        rows.for_each(|(row, out)| write_row(tensor, row, out));
+    }
+    rest.fill(0);
+}
+
+/// Some elements of a tensor that is not in 8 bits, as many as `out` takes.
+fn write_elements(tensor: &HostTensor, span: Range<usize>, out: &mut [u16]) {
+    let narrow = |x: f32| bf16::from_f32(x).to_bits();
+    match tensor.data.elements() {
+        Elements::Bf16(from) => write(&from[span], out, bf16::to_bits),
+        Elements::Bf16Bytes(from) => write(&from[span], out, u16::from_le_bytes),
+        Elements::F32(from) => write(&from[span], out, narrow),
+        Elements::F32Bytes(from) => write(&from[span], out, |x| narrow(f32::from_le_bytes(x))),
+        Elements::F16(from) => write(&from[span], out, |x| narrow(x.to_f32())),
+        Elements::F16Bytes(from) => {
+            write(&from[span], out, |x| narrow(f16::from_le_bytes(x).to_f32()));
+        }
+        Elements::Int8(_) => unreachable!("written by rows"),
+    }
+}
+
+fn write<T: Copy>(from: &[T], out: &mut [u16], bits: impl Fn(T) -> u16) {
+    out.iter_mut().zip(from).for_each(|(to, &x)| *to = bits(x));
 }
 
 /// Constants in f32, rounded up to 8 with zeros.

@@ -3,7 +3,7 @@
 use crate::backend::AdapterPacker;
 use crate::error::{KernelError, Result};
 use crate::weights::{
-    AlignedBytes, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Site,
+    AdapterMemory, AlignedBytes, LoraPart, LoraWeights, PackedAdapter, PackedPart, PackedSite, Site,
 };
 
 use super::memory::check;
@@ -13,7 +13,12 @@ use super::memory::check;
 pub(super) struct Packer;
 
 impl AdapterPacker for Packer {
-    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter> {
+    fn pack(
+        &self,
+        layers: usize,
+        weights: &LoraWeights,
+        _: &AdapterMemory,
+    ) -> Result<PackedAdapter> {
         let mut parts: Vec<Option<&LoraPart>> = vec![None; layers * SLOT_PARTS];
         for part in &weights.parts {
             check("columns of B", part.rank(), part.b.cols)?;

@@ -3,7 +3,8 @@
 use super::*;
 use crate::args::{AttentionShape, LoraSegment, RowToken, SampleTask, SequenceSpan};
 use crate::error::KernelError;
-use crate::weights::{AlignedBytes, LoraPart, LoraWeights, Part};
+use crate::weights::testing::packer_contract;
+use crate::weights::{AdapterMemory, AlignedBytes, LoraPart, LoraWeights, Part};
 
 fn counting(rows: usize, cols: usize, first: f32) -> HostTensor {
     HostTensor::from_f32(rows, cols, (0..rows * cols).map(|i| first + i as f32).collect()).unwrap()
@@ -15,7 +16,7 @@ fn part(layer: usize, part: Part, a: [usize; 2], b: [usize; 2]) -> LoraPart {
 }
 
 fn pack(layers: usize, parts: Vec<LoraPart>) -> Result<PackedAdapter> {
-    Packer.pack(layers, &LoraWeights { parts })
+    Packer.pack(layers, &LoraWeights { parts }, &AdapterMemory::default())
 }
 
 /// Two sequences: rows 0 and 1 at positions 3 and 4, row 2 at position 0, in blocks of two.
@@ -169,4 +170,9 @@ fn bytes_give_back_what_they_took() {
         let bytes = AlignedBytes::from_f32s(&values);
         assert_eq!((bytes.len(), bytes.to_f32s()), (4 * count, values));
     }
+}
+
+#[test]
+fn adapters_are_packed_from_any_bytes() {
+    packer_contract(&Packer);
 }

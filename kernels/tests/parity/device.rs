@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use loraplex_kernels::{
-    AttentionOp, AttentionShape, Backend, BufferKind, GatedMlpOp, HostTensor, KvShape, Part,
-    ProjectOp, QkNorm, QkvOp, RowToken, SampleRow, SampleTask, SequenceSpan, Site, Step, StepMode,
-    StepOutput,
+    AdapterMemory, AttentionOp, AttentionShape, Backend, BufferKind, GatedMlpOp, HostTensor,
+    KvShape, Part, ProjectOp, QkNorm, QkvOp, RowToken, SampleRow, SampleTask, SequenceSpan, Site,
+    Step, StepMode, StepOutput,
 };
 
 use crate::case::{Case, Shape};
@@ -67,7 +67,9 @@ impl<B: Backend> Device<B> {
         };
         let nan = HostTensor::from_f32(1, shape.hidden, vec![f32::NAN; shape.hidden]).unwrap();
         let packer = backend.packer();
-        let packed = world.adapters.iter().map(|a| Arc::new(packer.pack(LAYERS, a).unwrap()));
+        let memory = AdapterMemory::default();
+        let pack = |adapter| Arc::new(packer.pack(LAYERS, adapter, &memory).unwrap());
+        let packed = world.adapters.iter().map(pack);
         let mut device = Self {
             adapters: packed.map(|packed| backend.upload_adapter(&packed).unwrap()).collect(),
             embedding: linear(&mut backend, &world.embedding),

@@ -24,6 +24,19 @@ fn limits() -> PeftLimits {
     PeftLimits::new(16)
 }
 
+fn load(folder: &Path, model: &ModelConfig, limits: &PeftLimits) -> Result<LoadedPeft> {
+    super::load(folder, model, limits, &AdapterMemory::default())
+}
+
+fn parse(
+    config: &[u8],
+    weights: &[u8],
+    model: &ModelConfig,
+    limits: &PeftLimits,
+) -> Result<LoadedPeft> {
+    super::parse(config, &SharedBytes::new(weights.to_vec()), model, limits)
+}
+
 /// A file's tensor: name, dtype, shape, bytes.
 #[derive(Clone)]
 struct Tensor(String, &'static str, Vec<usize>, Vec<u8>);

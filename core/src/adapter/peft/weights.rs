@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use loraplex_kernels::{HostData, HostTensor, LoraPart, Part};
+use loraplex_kernels::{HostData, HostTensor, LoraPart, Part, SharedBytes};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::config::Spec;
 use super::module_shape;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::model::checkpoint::safetensors::{Entry, Header, decode};
+use crate::model::checkpoint::safetensors::{Entry, Header, float_type};
 
 /// What PEFT puts before the name that a module has in the model.
 const PREFIX: &str = "base_model.model.";
@@ -38,7 +38,7 @@ struct Pair<'a> {
 /// All modules of the adapter whose bytes are `file`, by layer and part.
 pub(super) fn assemble(
     header: &Header,
-    file: &[u8],
+    file: &SharedBytes,
     spec: &Spec,
     model: &ModelConfig,
 ) -> Result<Vec<LoraPart>> {
@@ -160,30 +160,18 @@ fn alone(name: &str, other: &str) -> Error {
     Error::invalid(format!("{name} has no {other} beside it"))
 }
 
-/// The elements of a tensor whose shape is checked.
-fn read((name, entry): Named<'_>, file: &[u8]) -> Result<HostTensor> {
+/// A tensor whose shape is checked, in the bytes of its file.
+fn read((name, entry): Named<'_>, file: &SharedBytes) -> Result<HostTensor> {
     let place = usize::try_from(entry.span.start).ok().zip(usize::try_from(entry.span.end).ok());
     let bytes = place
         .and_then(|(from, to)| file.get(from..to))
         .ok_or_else(|| Error::invalid(format!("{name} lies beyond the end of the file")))?;
-    let data = decode(entry.dtype, bytes).map_err(|e| e.context(name))?;
-    let finite = match &data {
-        HostData::F32(values) => all(values, |value| value.is_finite()),
-        HostData::Bf16(values) => all(values, |value| value.is_finite()),
-        HostData::F16(values) => all(values, |value| value.is_finite()),
-        HostData::Int8(blocks) => all(&blocks.scales, |value| value.is_finite()),
-    };
-    if !finite {
+    let data = HostData::Stored(float_type(entry.dtype).map_err(|e| e.context(name))?, bytes);
+    if !data.is_finite() {
         return Err(Error::invalid(format!("{name} holds NaN or infinite values")));
     }
     let [rows, cols] = entry.shape[..] else {
         return Err(Error::internal(format!("{name} is not a matrix")));
     };
     Ok(HostTensor::new(rows, cols, data)?)
-}
-
-/// Whether `holds` of all of them; without an early end inside a block, so that a block is a few vector instructions.
-fn all<T: Copy>(values: &[T], holds: impl Fn(T) -> bool) -> bool {
-    let block = |values: &[T]| values.iter().fold(true, |good, &value| good & holds(value));
-    values.chunks(1024).all(block)
 }

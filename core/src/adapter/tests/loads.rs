@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use loraplex_kernels::{AdapterPacker, KernelError, LoraWeights};
+use loraplex_kernels::{AdapterMemory, AdapterPacker, KernelError, LoraWeights};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
@@ -146,10 +146,15 @@ struct Held {
 }
 
 impl AdapterPacker for Held {
-    fn pack(&self, layers: usize, weights: &LoraWeights) -> Result<PackedAdapter, KernelError> {
+    fn pack(
+        &self,
+        layers: usize,
+        weights: &LoraWeights,
+        memory: &AdapterMemory,
+    ) -> Result<PackedAdapter, KernelError> {
         self.entered.send(()).unwrap();
         self.go.lock().recv().unwrap();
-        self.packer.pack(layers, weights)
+        self.packer.pack(layers, weights, memory)
     }
 }
 

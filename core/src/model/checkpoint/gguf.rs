@@ -102,6 +102,7 @@ impl GgufFile {
                 scales: gather(&blocks.scales, &order, width / INT8_BLOCK),
                 values: gather(&blocks.values, &order, width),
             }),
+            HostData::Stored(..) => return Err(Error::internal("rows that are not decoded")),
         };
         Ok(HostTensor::new(rows, cols, data)?)
     }

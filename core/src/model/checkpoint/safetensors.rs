@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use loraplex_kernels::HostData;
+use loraplex_kernels::{DType, HostData};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -105,16 +105,25 @@ impl Header {
     }
 }
 
-/// The elements in `bytes`, for the three types that weights come in.
-pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> Result<HostData> {
+/// One of the three types that weights come in.
+pub(crate) fn float_type(dtype: Dtype) -> Result<DType> {
     match dtype {
-        Dtype::F32 => Ok(HostData::F32(floats(bytes, f32::from_le_bytes).collect())),
-        Dtype::BF16 => Ok(HostData::Bf16(floats(bytes, bf16::from_le_bytes).collect())),
-        Dtype::F16 => Ok(HostData::F16(floats(bytes, f16::from_le_bytes).collect())),
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::BF16 => Ok(DType::Bf16),
+        Dtype::F16 => Ok(DType::F16),
         other => Err(Error::invalid(format!(
             "dtype {other} is not supported; supported are BF16, F16 and F32"
         ))),
     }
+}
+
+/// The elements in `bytes`, of one of these types.
+pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> Result<HostData> {
+    Ok(match float_type(dtype)? {
+        DType::F32 => HostData::F32(floats(bytes, f32::from_le_bytes).collect()),
+        DType::Bf16 => HostData::Bf16(floats(bytes, bf16::from_le_bytes).collect()),
+        DType::F16 => HostData::F16(floats(bytes, f16::from_le_bytes).collect()),
+    })
 }
 
 /// Collects tensors; a map type would let the last of two equal names win in silence.

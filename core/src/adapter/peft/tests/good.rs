@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use loraplex_kernels::HostData;
+use loraplex_kernels::{DType, HostData};
 
 use super::*;
 use crate::model::Checkpoint;
@@ -57,7 +57,7 @@ fn adapters_of_a_real_model() {
     assert_eq!(find(&pattern, 29, Part::Down), (16, 2.0));
     assert_eq!(find(&pattern, 29, Part::Q), (4, 2.0));
     assert_eq!(find(&pattern, 29, Part::K), (8, 1.0));
-    assert!(matches!(pattern.weights.parts[0].a.data, HostData::Bf16(_)));
+    assert!(matches!(pattern.weights.parts[0].a.data, HostData::Stored(DType::Bf16, _)));
 }
 
 #[test]
