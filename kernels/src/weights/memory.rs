@@ -94,7 +94,9 @@ impl Kept {
 
 fn keep(blocks: &Receiver<Vec<u8>>, kept: &Mutex<Kept>) {
     loop {
-        let next = match lock(kept).0.is_empty() {
+        // The lock is not held while it waits: others take blocks meanwhile.
+        let is_empty = lock(kept).0.is_empty();
+        let next = match is_empty {
             true => blocks.recv().map_err(|_| RecvTimeoutError::Disconnected),
             false => blocks.recv_timeout(IDLE),
         };
@@ -168,11 +170,18 @@ mod tests {
             let kept = kept.clone();
             move || keep(&blocks, &kept)
         });
-        let last = memory.take(LEAST);
+        let [first, last] = [(), ()].map(|()| memory.take(LEAST));
+        let address = first.as_ptr();
+        drop(first);
+        // It waits for the second one and for 30 seconds when it has the first.
+        while lock(&kept).0.is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(memory.take(LEAST).as_ptr(), address);
         drop(memory);
-        assert!(!thread.is_finished());
+        assert!(!thread.is_finished(), "a block can still come");
         drop(last);
         thread.join().unwrap();
-        assert_eq!(lock(&kept).0.len(), 1);
+        assert_eq!(lock(&kept).0.len(), 2);
     }
 }
