@@ -139,10 +139,11 @@ impl Packer {
     fn expand_panels(&self, b: &HostTensor, to: *mut u8) {
         let layout = self.arch.layout();
         let bytes = layout.panel_elements(b.cols) * layout.w_size;
+        let source = SourceRow::new(b, 0);
         for panel in 0..b.rows.div_ceil(layout.panel()) {
             let first = panel * layout.panel();
             let rows: Vec<_> = (first..first + layout.panel())
-                .map(|row| (row < b.rows).then(|| SourceRow::new(b, row)))
+                .map(|row| (row < b.rows).then(|| source.at(row)))
                 .collect();
             let to = to.wrapping_add(panel * bytes);
             // SAFETY: `place` made room for whole panels of B there, and one thread alone has a layer.

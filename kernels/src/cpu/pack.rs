@@ -128,6 +128,11 @@ impl<'a> SourceRow<'a> {
         Self { elements: tensor.data.elements(), cols: tensor.cols, row }
     }
 
+    /// Another row of the same tensor, which has it.
+    pub(crate) fn at(self, row: usize) -> Self {
+        Self { row, ..self }
+    }
+
     fn int8(self) -> Option<(&'a Int8Blocks, usize)> {
         match self.elements {
             Elements::Int8(blocks) => Some((blocks, self.row)),
@@ -231,9 +236,21 @@ unsafe fn pack<O: Operands, T: Copy>(
     let rest = steps.remainder();
     let whole = steps.len();
     for (step, values) in steps.enumerate() {
+        // SAFETY: the caller's promise.
+        let to = unsafe { to.add(step * stride) };
+        if let &[first, second] = values {
+            // Both are read before one is written, so that a pair is one load and one store.
+            let (first, second) = (to_w(first), to_w(second));
+            // SAFETY: the caller's promise.
+            unsafe {
+                to.write(first);
+                to.add(1).write(second);
+            }
+            continue;
+        }
         for (k, &value) in values.iter().enumerate() {
             // SAFETY: the caller's promise.
-            unsafe { to.add(step * stride + k).write(to_w(value)) };
+            unsafe { to.add(k).write(to_w(value)) };
         }
     }
     if !rest.is_empty() {
