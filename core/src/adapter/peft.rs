@@ -5,6 +5,7 @@
 //! an adapter computes is understood or refused by name. Keys that it does not know are data and nothing more.
 
 mod config;
+mod digest;
 mod pattern;
 #[cfg(test)]
 mod tests;
@@ -86,8 +87,9 @@ pub fn load(
     let prefix = source.read(0, PREFIX.min(len))?;
     Header::length(&prefix, source.len(), header_limits(limits)).map_err(|e| e.context(WEIGHTS))?;
     let mut bytes = memory.take(len);
-    source.read_to(0, bytes.as_mut_slice())?;
-    parse(&config, &SharedBytes::new(bytes), model, limits)
+    let read = |offset, bytes: &mut [u8]| source.read_to(offset, bytes);
+    let digest = digest::of_read(&config, bytes.as_mut_slice(), read)?;
+    check(&config, &SharedBytes::new(bytes), model, limits, || digest)
 }
 
 /// Reads an adapter from the bytes of its two files; its weights stay where they are.
@@ -96,6 +98,17 @@ pub fn parse(
     file: &SharedBytes,
     model: &ModelConfig,
     limits: &PeftLimits,
+) -> Result<LoadedPeft> {
+    check(config_json, file, model, limits, || digest::of(config_json, file.as_slice()))
+}
+
+/// Finds every tensor its place, or says why it has none.
+fn check(
+    config_json: &[u8],
+    file: &SharedBytes,
+    model: &ModelConfig,
+    limits: &PeftLimits,
+    digest: impl FnOnce() -> String + Send,
 ) -> Result<LoadedPeft> {
     let safetensors = file.as_slice();
     if config_json.len() as u64 > limits.max_config {
@@ -114,10 +127,7 @@ pub fn parse(
             Header::parse(json, file_len, header_limits(limits))
         })
         .map_err(|e| e.context(WEIGHTS))?;
-    let (parts, digest) = rayon::join(
-        || weights::assemble(&header, file, &spec, model),
-        || digest(config_json, safetensors),
-    );
+    let (parts, digest) = rayon::join(|| weights::assemble(&header, file, &spec, model), digest);
     let parts = parts?;
     Ok(LoadedPeft {
         rank: parts.iter().map(|part| part.rank()).max().unwrap_or(0),
@@ -126,16 +136,6 @@ pub fn parse(
         digest,
         base_model: spec.base_model,
     })
-}
-
-/// BLAKE3 over both files, in hex.
-fn digest(config_json: &[u8], safetensors: &[u8]) -> String {
-    let mut digest = blake3::Hasher::new();
-    // The length keeps bytes from moving between the files unseen.
-    digest.update(&(config_json.len() as u64).to_le_bytes());
-    digest.update(config_json);
-    digest.update_rayon(safetensors);
-    digest.finalize().to_hex().to_string()
 }
 
 fn header_limits(limits: &PeftLimits) -> HeaderLimits {
