@@ -1,7 +1,8 @@
 //! Host memory for adapters: how much is in use, and whether there is room for more.
 //!
 //! Every generation holds a [`Room`] for as long as it lives, old ones that sequences still use included, so that the
-//! count is what memory really holds.
+//! count is what generations really hold. What they leave behind waits a little while for the next ones, within a limit
+//! of its own ([`AdapterMemory`](loraplex_kernels::AdapterMemory)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
