@@ -17,8 +17,8 @@ use super::step::{Counts, StepState};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
-/// Tiles that a form has room for at least.
-const LEAST_TILES: usize = 8;
+/// Tiles that a form of many rows has room for: so many, or one a row.
+pub(super) const FEW_TILES: [usize; 2] = [8, 16];
 
 /// What decides the launches of a step with one row a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,8 +32,9 @@ pub(super) struct Form {
 
 impl Form {
     /// The form of a step that is padded to `rows` rows. Lanes are rounded up, so that ranks that are about the same
-    /// share a graph, and so are tiles: what a few take a few blocks of the shrink share, of many each has its own.
-    pub(super) fn of(step: &StepState, rows: usize) -> Self {
+    /// share a graph, and so are tiles, which are counted only where products are cuBLASLt's (`many`): beside those more blocks
+    /// share a tile's K where tiles are few.
+    pub(super) fn of(step: &StepState, rows: usize, many: bool) -> Self {
         let mut lanes = step.lanes;
         for (lanes, site) in lanes.iter_mut().zip(Site::ALL) {
             let parts = site.parts().len();
@@ -41,11 +42,8 @@ impl Form {
                 *lanes = lanes.div_ceil(parts).next_power_of_two().max(16) * parts;
             }
         }
-        let mut tiles = LEAST_TILES;
-        while tiles < step.tile_count() {
-            tiles *= 4;
-        }
-        Self { rows, lanes, tiles: tiles.min(rows) }
+        let few = FEW_TILES.into_iter().find(|&tiles| many && step.tile_count() <= tiles);
+        Self { rows, lanes, tiles: few.unwrap_or(rows) }
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -108,8 +106,8 @@ impl Graphs {
         self.sizes.last().copied().unwrap_or(0)
     }
 
-    /// How a step of `rows` rows starts; `most` is what the buffers hold.
-    pub(super) fn start(&mut self, step: &StepState, most: usize) -> Start {
+    /// How a step of `rows` rows starts; `most` is what the buffers hold, and more rows than `few` are many.
+    pub(super) fn start(&mut self, step: &StepState, most: usize, few: usize) -> Start {
         let size = self.sizes.iter().copied().find(|&size| size >= step.rows);
         let Some(size) = size.filter(|&size| step.rows > 0 && size <= most) else {
             return Start::Plain;
@@ -117,7 +115,7 @@ impl Graphs {
         if !step.decodes_only() {
             return Start::Plain;
         }
-        let form = Form::of(step, size);
+        let form = Form::of(step, size, size > few);
         match self.stages.get(&form) {
             None => {
                 self.stages.insert(form, Stage::Seen);

@@ -4,6 +4,7 @@ use super::CudaBackend;
 use super::error::check;
 use super::gemm::{Operands, Product};
 use super::gpu::Shape;
+use super::graphs::FEW_TILES;
 use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
 use super::product::{FewRows, three};
@@ -28,7 +29,7 @@ const EXPAND_BLOCKS: usize = 5;
 /// beside cuBLASLt's, which leave no room. Blocks of a second wave would take as long as all others together.
 const SHRINK_BLOCKS_FEW: usize = 1;
 const SHRINK_BLOCKS: usize = 3;
-/// How many tiles are reckoned with.
+/// How many tiles are reckoned with: as many as there are where they are few, else one a row.
 const USUAL_TILES: usize = 64;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;
@@ -132,8 +133,10 @@ impl CudaBackend {
         if rows > MOST_SMALL || self.gpu.probe.capability.0 < 9 {
             return 1;
         }
-        // Beside our product few blocks that take long do better than many.
-        let tiles = if self.has_few(rows) { rows } else { self.step.counts.tiles.min(USUAL_TILES) };
+        let tiles = match self.step.counts.tiles {
+            few if few <= FEW_TILES[FEW_TILES.len() - 1] => few,
+            _ => rows.min(USUAL_TILES),
+        };
         let blocks = tiles * lanes.div_ceil(BLOCK_LANES);
         let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
         let room = each * self.gpu.probe.multiprocessors / blocks;

@@ -237,7 +237,7 @@ impl CudaBackend {
         self.reserve_sampled(0)?;
         let sampler = std::cell::RefCell::new(&mut self.sampler);
         self.step.take(step, |row| sampler.borrow_mut().token(row))?;
-        let start = self.graphs.start(&self.step, self.least_rows);
+        let start = self.graphs.start(&self.step, self.least_rows, self.most_few());
         if let Start::Replay(_) = start {
             self.check_limits()?;
         }

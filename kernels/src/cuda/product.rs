@@ -73,9 +73,14 @@ pub(super) fn three(widths: &[usize]) -> [u32; 3] {
 }
 
 impl CudaBackend {
-    /// Whether products of so many rows are made here: with more, cuBLASLt is faster.
+    /// Most rows of products that are made here: with more, cuBLASLt is faster.
+    pub(super) fn most_few(&self) -> usize {
+        if fits(self.gpu.probe.capability) { PRODUCT_ROWS[PRODUCT_ROWS.len() - 1] } else { 0 }
+    }
+
+    /// Whether products of so many rows are made here.
     pub(super) fn has_few(&self, rows: usize) -> bool {
-        rows <= PRODUCT_ROWS[PRODUCT_ROWS.len() - 1] && fits(self.gpu.probe.capability)
+        rows <= self.most_few()
     }
 
     /// Where the blocks of a kernel that makes x count themselves. 0: they do not, as where there are many blocks, whose
