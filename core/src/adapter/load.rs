@@ -73,11 +73,11 @@ pub enum Content {
     },
 }
 
-/// A load that has been done.
+/// A load that has been done. Answers are remembered for long, so there are no weights in it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The new generation.
-    pub adapter: Arc<Adapter>,
+    pub adapter: LoadedAdapter,
     /// The generation that it replaced.
     pub replaced: Option<u64>,
     /// Whether the replaced generation had the same bytes.
@@ -86,6 +86,39 @@ pub struct Loaded {
     pub timings: LoadTimings,
     /// Whether an earlier load with the same operation id answered.
     pub repeated: bool,
+}
+
+/// What a load's answer says of an [`Adapter`].
+#[derive(Debug, Clone)]
+pub struct LoadedAdapter {
+    /// What requests say.
+    pub name: String,
+    /// See [`Adapter::generation`].
+    pub generation: u64,
+    /// See [`Adapter::policy_version`].
+    pub policy_version: Option<u64>,
+    /// See [`Adapter::digest`].
+    pub digest: String,
+    /// See [`Adapter::rank`].
+    pub rank: usize,
+    /// See [`Adapter::modules`].
+    pub modules: usize,
+    /// See [`Adapter::bytes`].
+    pub bytes: usize,
+}
+
+impl From<&Adapter> for LoadedAdapter {
+    fn from(adapter: &Adapter) -> Self {
+        Self {
+            name: adapter.name().to_owned(),
+            generation: adapter.generation,
+            policy_version: adapter.policy_version,
+            digest: adapter.digest.clone(),
+            rank: adapter.rank,
+            modules: adapter.modules,
+            bytes: adapter.bytes(),
+        }
+    }
 }
 
 /// How long the stages of a load took.

@@ -23,8 +23,8 @@ use super::resolve::Flights;
 use super::resolvers::{CallLimits, GuardedResolver};
 use super::store::HostStore;
 use super::{
-    Adapter, AdapterStatus, LoadRequest, LoadTimings, Loaded, Origin, ResolverRegistry,
-    ResolverStatus,
+    Adapter, AdapterStatus, LoadRequest, LoadTimings, Loaded, LoadedAdapter, Origin,
+    ResolverRegistry, ResolverStatus,
 };
 use crate::config::LoraConfig;
 use crate::engine::EngineHandle;
@@ -271,7 +271,16 @@ impl AdapterManager {
             let name = ask.request.name.clone();
             let arrived = Instant::now();
             let guard = this.locks.lock(&name).await;
-            this.load_locked(ask, origin, &guard, arrived).await
+            let Some(id) = ask.operation_id.clone() else {
+                return Ok(this.load_locked(ask, origin, &guard, arrived).await?.1);
+            };
+            let operation = (name, id);
+            if let Some(done) = this.operations.get(&operation) {
+                return Ok(Loaded { repeated: true, ..done });
+            }
+            let (_, loaded) = this.load_locked(ask, origin, &guard, arrived).await?;
+            this.operations.insert(operation, loaded.clone());
+            Ok(loaded)
         });
         task.await.unwrap_or_else(|error| Err(Error::internal(format!("a load died: {error}"))))
     }
@@ -282,8 +291,7 @@ impl AdapterManager {
             let name = request.name.clone();
             let guard = self.locks.lock(&name).await;
             let ask = LoadRequest::new(request);
-            let loaded = self.load_locked(ask, Origin::Operator, &guard, Instant::now()).await?;
-            Ok(loaded.adapter)
+            Ok(self.load_locked(ask, Origin::Operator, &guard, Instant::now()).await?.0)
         })
     }
 
@@ -359,7 +367,7 @@ impl AdapterManager {
         }
         let (request, origin, policy_version) = entry.source();
         let ask = LoadRequest { policy_version, ..LoadRequest::new(request).in_place() };
-        Ok(self.load_locked(ask, origin, &guard, arrived).await?.adapter)
+        Ok(self.load_locked(ask, origin, &guard, arrived).await?.0)
     }
 
     /// Asks the resolvers in order and loads what the first of them finds that can be loaded.
@@ -413,7 +421,7 @@ impl AdapterManager {
         }
         let origin = Origin::Resolver(resolver.name().clone());
         let ask = LoadRequest::new(request).in_place();
-        Ok(self.load_locked(ask, origin, &guard, arrived).await?.adapter)
+        Ok(self.load_locked(ask, origin, &guard, arrived).await?.0)
     }
 
     /// An adapter's source has changed: loads it again, if it is this resolver's. A failure leaves what is there.
@@ -433,8 +441,8 @@ impl AdapterManager {
             self.load_locked(ask, ours, &guard, arrived).await
         };
         match reloaded.await {
-            Ok(loaded) => {
-                let generation = loaded.adapter.generation;
+            Ok((adapter, _)) => {
+                let generation = adapter.generation;
                 tracing::info!(name, generation, "an adapter's files have changed: reloaded");
             }
             Err(error) => {
@@ -451,16 +459,11 @@ impl AdapterManager {
         origin: Origin,
         _guard: &NameGuard<'_>,
         arrived: Instant,
-    ) -> Result<Loaded> {
+    ) -> Result<(Arc<Adapter>, Loaded)> {
         if !self.config.enabled {
             return Err(Error::invalid("LoRA is not enabled. Use --enable-lora to enable LoRA."));
         }
         let name = ask.request.name.clone();
-        let operation = ask.operation_id.clone().map(|id| (name.clone(), id));
-        if let Some(done) = operation.as_ref().and_then(|operation| self.operations.get(operation))
-        {
-            return Ok(Loaded { repeated: true, ..done });
-        }
         let old = self.registry.peek(&name);
         self.check(&ask, old.as_deref())?;
         let was_pinned = old.as_deref().is_some_and(Entry::is_pinned);
@@ -523,11 +526,8 @@ impl AdapterManager {
         }
         self.flips.send_modify(|flips| *flips += 1);
         let timings = LoadTimings { wait: waited, read, pack, flip: flip.elapsed() };
-        let loaded = Loaded { adapter, replaced, unchanged, timings, repeated: false };
-        if let Some(operation) = operation {
-            self.operations.insert(operation, loaded.clone());
-        }
-        Ok(loaded)
+        let said = LoadedAdapter::from(&*adapter);
+        Ok((adapter, Loaded { adapter: said, replaced, unchanged, timings, repeated: false }))
     }
 
     fn check(&self, ask: &LoadRequest, old: Option<&Entry>) -> Result<()> {

@@ -38,7 +38,7 @@ use loraplex_plugin_sdk::LoraRequest;
 
 pub use entry::{AdapterStatus, Origin};
 pub use journal::Journal;
-pub use load::{Content, LoadRequest, LoadTimings, Loaded};
+pub use load::{Content, LoadRequest, LoadTimings, Loaded, LoadedAdapter};
 pub use manager::{AdapterManager, Floor};
 pub use resolvers::{ResolverRegistry, ResolverStatus};
 

@@ -169,7 +169,7 @@ impl LoadAnswer {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         Self {
             success: true,
-            lora_name: adapter.name().to_owned(),
+            lora_name: adapter.name.clone(),
             generation: adapter.generation,
             policy_version: adapter.policy_version,
             replaced: loaded.replaced,
@@ -178,7 +178,7 @@ impl LoadAnswer {
             digest: adapter.digest.clone(),
             matched_modules: adapter.modules,
             rank: adapter.rank,
-            bytes: adapter.bytes(),
+            bytes: adapter.bytes,
             timings_ms: Timings {
                 wait: ms(timings.wait),
                 read: ms(timings.read),

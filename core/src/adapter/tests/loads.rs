@@ -51,7 +51,7 @@ async fn a_failed_load_changes_nothing() {
         let error = manager.load(LoadRequest::new(request).in_place()).await.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
         assert_eq!(manager.get("a").await.unwrap().generation, before.generation);
-        assert_eq!(manager.host_usage(), (1, before.bytes()));
+        assert_eq!(manager.host_usage(), (1, before.bytes));
     }
     let taken = manager.load(named("a", "shout")).await.unwrap_err();
     assert!(taken.message.contains("load_inplace"), "{taken}");
@@ -85,19 +85,29 @@ async fn a_repeated_operation_is_done_once() {
     let again = manager.load(ask).await.unwrap();
     assert!(again.repeated && !first.repeated);
     assert_eq!(again.adapter.generation, first.adapter.generation);
+    for push in 2..6 {
+        let ask = LoadRequest {
+            operation_id: Some(format!("push-{push}")),
+            ..LoadRequest::new(named("a", "shout")).in_place()
+        };
+        assert!(!manager.load(ask).await.unwrap().repeated);
+    }
+    assert_eq!(manager.host_usage().0, 1, "what is remembered keeps no weights");
 }
 
 #[tokio::test]
 async fn bytes_are_as_good_as_a_folder() {
     let manager = manager(|_| {});
-    let folder = manager.load(named("a", "poet")).await.unwrap().adapter;
+    manager.load(named("a", "poet")).await.unwrap();
+    let folder = manager.get("a").await.unwrap();
     let read = |file| Bytes::from(std::fs::read(demo("adapters/poet").join(file)).unwrap());
     let content = Content::Bytes {
         config: read("adapter_config.json"),
         weights: read("adapter_model.safetensors"),
     };
     let ask = LoadRequest { content, ..LoadRequest::new(LoraRequest::new("b", "")) };
-    let bytes = manager.load(ask).await.unwrap().adapter;
+    manager.load(ask).await.unwrap();
+    let bytes = manager.get("b").await.unwrap();
     assert_eq!(bytes.digest, folder.digest);
     assert_eq!(bytes.packed.bytes.to_f32s(), folder.packed.bytes.to_f32s());
     assert_eq!(manager.status("b").unwrap().origin, Origin::Upload);
@@ -108,7 +118,8 @@ async fn an_unload_frees_and_can_wait_for_the_last_holder() {
     let manager = manager(|_| {});
     let unknown = manager.unload("a", true).await.unwrap_err();
     assert_eq!(unknown.message, "The lora adapter 'a' cannot be found.");
-    let held = manager.load(named("a", "poet")).await.unwrap().adapter;
+    manager.load(named("a", "poet")).await.unwrap();
+    let held = manager.get("a").await.unwrap();
     let mut unload = Box::pin(manager.unload("a", true));
     assert!(futures::poll!(&mut unload).is_pending(), "somebody holds it");
     assert_eq!(manager.get("a").await.unwrap_err().kind, ErrorKind::NotFound);
@@ -117,7 +128,7 @@ async fn an_unload_frees_and_can_wait_for_the_last_holder() {
     assert!(futures::poll!(&mut unload).is_pending());
     drop(held);
     unload.await.unwrap();
-    assert_eq!(manager.host_usage(), (1, next.bytes()));
+    assert_eq!(manager.host_usage(), (1, next.bytes));
 }
 
 #[tokio::test]

@@ -6,7 +6,8 @@ use crate::error::ErrorKind;
 #[tokio::test]
 async fn the_least_recently_used_gives_way_and_is_read_again() {
     let manager = manager(|config| config.max_host_adapters = 2);
-    let first = manager.load(named("a", "poet")).await.unwrap().adapter;
+    manager.load(named("a", "poet")).await.unwrap();
+    let first = manager.get("a").await.unwrap();
     let bytes = first.packed.bytes.to_f32s();
     let generation = first.generation;
     drop(first);
@@ -26,7 +27,8 @@ async fn the_least_recently_used_gives_way_and_is_read_again() {
 #[tokio::test]
 async fn what_is_held_or_pinned_stays() {
     let manager = manager(|config| config.max_host_adapters = 2);
-    let held = manager.load(named("a", "poet")).await.unwrap().adapter;
+    manager.load(named("a", "poet")).await.unwrap();
+    let held = manager.get("a").await.unwrap();
     manager.load(named("b", "shout")).await.unwrap();
     manager.set_pinned("b", true).await.unwrap();
     let full = manager.load(named("c", "pirate")).await.unwrap_err();
@@ -44,7 +46,7 @@ async fn what_is_held_or_pinned_stays() {
 
 #[tokio::test]
 async fn a_limit_in_bytes_counts_what_memory_holds() {
-    let size = manager(|_| {}).load(named("a", "poet")).await.unwrap().adapter.bytes();
+    let size = manager(|_| {}).load(named("a", "poet")).await.unwrap().adapter.bytes;
     let manager = manager(|config| config.host_memory = Some(size));
     manager.load(named("a", "poet")).await.unwrap();
     let larger = manager.load(named("b", "shout")).await;
