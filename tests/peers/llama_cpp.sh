@@ -4,7 +4,8 @@
 #
 # LLAMA_BIN is the folder of llama-server and llama-quantize (default: where PATH finds llama-server). Both servers get
 # MODEL's weights in 16 bits: ours bf16, llama.cpp's LLAMA_TYPE (BF16, or F16, which is faster on processors without
-# bf16 instructions). Adapters: rank 16 on seven projections, bf16 here and f16 there.
+# bf16 instructions). For 8 bits: SERVER_FLAGS="--quantization int8" LLAMA_TYPE=Q8_0. Adapters: rank 16 on seven
+# projections, bf16 here and f16 there.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 server=$1 model=$2 rounds=${3:-5} json=${4:-}
@@ -34,7 +35,7 @@ for index in 0 1 2 3 4 5 6 7; do
 done
 cores=$(nproc)
 "$server" "$work/bf16.gguf" --served-model-name base --host 127.0.0.1 --port 0 --max-model-len 2048 --no-enable-prefix-caching \
-    --lora-modules "${modules[@]}" >"$work/ours.log" 2>&1 &
+    --lora-modules "${modules[@]}" ${SERVER_FLAGS:-} >"$work/ours.log" 2>&1 &
 pids+=($!)
 port=$((20000 + RANDOM % 20000))
 "$llama/llama-server" -m "$theirs" --lora "$files" --lora-init-without-apply -t "$cores" -tb "$cores" -np 8 -c 8192 \
