@@ -25,8 +25,8 @@ async fn main() -> Result<()> {
     let mut choices = vec![None];
     for adapter in adapters {
         let (name, folder) = adapter.split_once('=').context("an adapter is NAME=FOLDER")?;
-        let loaded = llm.adapters().load(LoraRequest::new(name, folder)).await?;
-        choices.push(Some(loaded.adapter));
+        llm.adapters().load(LoraRequest::new(name, folder)).await?;
+        choices.push(Some(llm.adapters().get(name).await?));
     }
 
     let prompts: Vec<_> =

@@ -161,7 +161,7 @@ async fn load(llm: &Llm, module: &LoraModule) -> Result<()> {
         .await
         .with_context(|| format!("--lora-modules {}={}", module.name, module.path.display()))?;
     let adapter = loaded.adapter;
-    tracing::info!(name = ?adapter.name(), rank = adapter.rank, "adapter loaded");
+    tracing::info!(name = ?adapter.name, rank = adapter.rank, "adapter loaded");
     Ok(())
 }
 

@@ -56,7 +56,7 @@ async fn load(app: &AppState, ask: LoadRequest) -> ApiResult<Loaded> {
         name,
         generation = adapter.generation,
         rank = adapter.rank,
-        bytes = adapter.bytes(),
+        bytes = adapter.bytes,
         replaced = ?loaded.replaced,
         read_ms = loaded.timings.read.as_millis() as u64,
         pack_ms = loaded.timings.pack.as_millis() as u64,

@@ -41,9 +41,11 @@ impl Runner {
         let model = name.to_string_lossy().into_owned();
         let mut runner = Self { llm, model, full, small, used: Vec::new(), registered: 0 };
         for index in 0..MOST_ROWS {
-            let request = LoraRequest::new(format!("full-{index}"), &runner.full);
-            let loaded = runner.llm.adapters().load(request).await?;
-            runner.used.push(loaded.adapter);
+            let name = format!("full-{index}");
+            let adapters = runner.llm.adapters();
+            adapters.load(LoraRequest::new(&name, &runner.full)).await?;
+            let adapter = adapters.get(&name).await?;
+            runner.used.push(adapter);
         }
         Ok(runner)
     }
