@@ -10,11 +10,12 @@ use crate::world::{Way, World, times};
 /// R7: who finds no room waits up to its deadline and is told to come back; who has room keeps it.
 #[tokio::test]
 async fn who_finds_no_room_is_refused_in_time_and_evicts_nobody() {
-    // Room for two: the labels' ranks are 2, 4 and 8 here.
-    let flags = ["--lora-pool-memory", "40KiB", "--lora-wait-timeout", "0.01"];
+    // Room for two, whatever the device's layout makes of the ranks.
+    let flags =
+        ["--max-loras", "2", "--max-lora-rank", "8", "--lora-wait-timeout", "0.01"];
     let world = World::start(&flags).await;
     for name in ["a", "b", "c"] {
-        world.operator.load(name, Way::SamePath).await;
+        world.operator.load_ranked(name, Way::SamePath, |_| 8).await;
     }
     let limit = world.metric("loraplex:lora_pool_limit_bytes").await;
     for round in 0..5 * times() as u32 {

@@ -50,7 +50,7 @@ async fn every_token_is_explained() {
         "--max-model-len",
         "256",
         "--kv-cache-memory-bytes",
-        "1MiB",
+        "384KiB",
     ])
     .await;
     let storm = Arc::new(Storm {

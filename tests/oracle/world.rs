@@ -125,9 +125,17 @@ impl World {
 impl Operator {
     /// Loads the next label under `name`; what the name pointed to before is replaced. Returns the new generation.
     pub(crate) async fn load(&self, name: &str, way: Way) -> u64 {
-        let (ticket, label) = self.history.begin_load(name);
         // Every label has a rank of its own, so that neighbours in a batch differ in it.
-        let files = AdapterFiles::new(label, 1 << (label % 4));
+        self.load_ranked(name, way, |label| 1 << (label % 4)).await
+    }
+
+    /// The same with the rank that `rank` chooses.
+    pub(crate) async fn load_ranked<F>(&self, name: &str, way: Way, rank: F) -> u64
+    where
+        F: FnOnce(Label) -> usize,
+    {
+        let (ticket, label) = self.history.begin_load(name);
+        let files = AdapterFiles::new(label, rank(label));
         let answer = match way {
             Way::Upload => self.upload(name, label, &files).await,
             Way::SamePath | Way::NewPath => self.load_folder(name, label, (way, &files)).await,
