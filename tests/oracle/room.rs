@@ -10,9 +10,15 @@ use crate::world::{Way, World, times};
 /// R7: who finds no room waits up to its deadline and is told to come back; who has room keeps it.
 #[tokio::test]
 async fn who_finds_no_room_is_refused_in_time_and_evicts_nobody() {
-    // Room for two, whatever the device's layout makes of the ranks.
-    let flags =
-        ["--max-loras", "2", "--max-lora-rank", "8", "--lora-wait-timeout", "0.01"];
+    // Room for two, in the device's own layout.
+    let size = {
+        let world = World::start(&[]).await;
+        world.operator.load_ranked("a", Way::SamePath, |_| 8).await;
+        world.explain(&world.ask(Ask::new("a", &[0; 8], 1)).await);
+        world.metric("loraplex:lora_pool_bytes").await
+    };
+    let room = format!("{}", (2.5 * size) as u64);
+    let flags = ["--lora-pool-memory", &room, "--lora-wait-timeout", "0.01"];
     let world = World::start(&flags).await;
     for name in ["a", "b", "c"] {
         world.operator.load_ranked(name, Way::SamePath, |_| 8).await;
