@@ -289,12 +289,10 @@ struct Product {
                 __syncthreads();
                 find_tasks(step);
             }
-            // h is there when the kernel before has ended.
-            wait_for_primary();
-            if (stages > chunks) add_lora(next_b);
-        } else {
-            wait_for_primary();
         }
+        // h is there when the kernel before has ended.
+        wait_for_primary();
+        if (stages > chunks) add_lora(next_b);
         copy_wait<0>();
         __syncthreads();
         finish((float*)ring);

@@ -9,7 +9,7 @@ pub(crate) mod penalties;
 pub(crate) mod random;
 pub(crate) mod softmax;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::args::{SampleRow, SampleTask, SamplingParams};
 

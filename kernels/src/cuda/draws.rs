@@ -310,6 +310,7 @@ impl CudaBackend {
 mod tests {
     use super::*;
     use crate::sampling::penalties::{Counts, adjust};
+    use crate::sampling::tests::all_penalties;
 
     /// What `apply` in `draw.cu` does.
     fn apply(change: [u32; CHANGE_WORDS], penalties: Option<Penalties<'_>>, logit: f32) -> f32 {
@@ -328,24 +329,9 @@ mod tests {
 
     #[test]
     fn changes_are_those_of_the_definition() {
-        let penalties = |repetition, presence, frequency| Penalties {
-            repetition,
-            presence,
-            frequency,
-            prompt: &[0, 2, 2, 5, 4_000_000],
-            output: &[1, 2, 1, 1, 6, 4_000_000],
-        };
-        let all = [
-            None,
-            Some(penalties(1.0, 0.0, 0.0)),
-            Some(penalties(1.9, 0.0, 0.0)),
-            Some(penalties(1.0, 1.3, 0.0)),
-            Some(penalties(1.0, 0.0, 0.7)),
-            Some(penalties(0.8, -0.4, 0.9)),
-        ];
         let logits = [0.7, -1.3, 2.9, 0.0, -0.4, 5.1, f32::NEG_INFINITY, f32::NAN, 1.0];
         let mut changes = Changes::default();
-        for penalties in all {
+        for penalties in all_penalties() {
             for banned in [&[][..], &[4, 4, 1, u32::MAX]] {
                 for bias in [&[][..], &[(1, 2.5), (8, -1.5), (2, 0.3), (u32::MAX, 5.0)]] {
                     let params =

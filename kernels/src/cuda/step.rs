@@ -154,7 +154,6 @@ impl StepState {
     fn take_segments(&mut self, step: &Step<'_, Adapter>, rows: usize) -> Result<()> {
         self.lora.clear();
         self.lanes = [0; Site::ALL.len()];
-        self.counts.makers = 0;
         let mut free = 0;
         for segment in step.lora {
             let (first, count) = (segment.first_row as usize, segment.rows as usize);
@@ -163,8 +162,6 @@ impl StepState {
                 return Err(mismatch("rows of a LoRA segment", free..rows, found));
             }
             free = first + count;
-            // One for each site of the model, and the last norm's.
-            self.counts.makers = segment.adapter.sites().len() + 1;
             for (slot, site) in segment.adapter.sites().iter().enumerate() {
                 let most = &mut self.lanes[slot % Site::ALL.len()];
                 *most = (*most).max(site.as_ref().map_or(0, |site| site.lanes));
@@ -192,14 +189,11 @@ impl StepState {
 
     /// How many tiles a step of few rows has.
     pub(super) fn tile_count(&self) -> usize {
-        let mut row = 0;
-        let mut tiles = 0;
-        for segment in &self.lora {
-            let before = segment.first - row;
-            tiles += before.div_ceil(SMALL_TILE) + segment.rows.div_ceil(SMALL_TILE);
-            row = segment.first + segment.rows;
+        let mut count = 0;
+        if self.has_lora() {
+            each_tile(&self.lora, self.rows, SMALL_TILE, |_| count += 1);
         }
-        tiles + (self.rows - row).div_ceil(SMALL_TILE)
+        count
     }
 
     /// Lays everything out for `rows` rows; `split` is how many items attention had better have. `room` is for how many tiles,
@@ -211,6 +205,9 @@ impl StepState {
         let has_lora = self.has_lora();
         self.counts.tiles = room.filter(|_| has_lora).unwrap_or(self.tiles.len());
         self.counts.items = room.map_or(self.items.len(), |_| rows + split);
+        // One for each site of the model, and the last norm's.
+        let adapter = self.lora.first().filter(|_| has_lora);
+        self.counts.makers = adapter.map_or(0, |segment| segment.adapter.sites().len() + 1);
         let places = self.counts.places();
         self.words.clear();
         // Tiles and items past the last are zeros, and so are counts.
@@ -231,26 +228,13 @@ impl StepState {
         &self.words
     }
 
-    /// Tiles over all rows: those of segments with their adapter's table, the others without. None without LoRA.
+    /// See [`each_tile`]. None without LoRA.
     fn cut_tiles(&mut self) {
         self.tiles.clear();
-        if !self.has_lora() {
-            return;
+        if self.has_lora() {
+            let most = self.tile_rows();
+            each_tile(&self.lora, self.rows, most, |tile| self.tiles.push(tile));
         }
-        let most = self.tile_rows();
-        let mut add = |table: u64, first: usize, rows: usize| {
-            for from in (first..first + rows).step_by(most) {
-                let rows = most.min(first + rows - from);
-                self.tiles.push([table as u32, (table >> 32) as u32, from as u32, rows as u32]);
-            }
-        };
-        let mut row = 0;
-        for segment in &self.lora {
-            add(0, row, segment.first - row);
-            add(segment.adapter.table(), segment.first, segment.rows);
-            row = segment.first + segment.rows;
-        }
-        add(0, row, self.rows - row);
     }
 
     /// Cuts the keys of sequences with one row into items of about the same length.
@@ -299,6 +283,28 @@ impl StepState {
         self.checked = Some(*cache);
         Ok(())
     }
+}
+
+/// Tiles of at most `most` rows over all rows: those of segments with their adapter's table, the others without.
+fn each_tile(
+    segments: &[Segment],
+    rows: usize,
+    most: usize,
+    mut add: impl FnMut([u32; TILE_WORDS]),
+) {
+    let mut cut = |table: u64, first: usize, rows: usize| {
+        for from in (first..first + rows).step_by(most) {
+            let rows = most.min(first + rows - from);
+            add([table as u32, (table >> 32) as u32, from as u32, rows as u32]);
+        }
+    };
+    let mut row = 0;
+    for segment in segments {
+        cut(0, row, segment.first - row);
+        cut(segment.adapter.table(), segment.first, segment.rows);
+        row = segment.first + segment.rows;
+    }
+    cut(0, row, rows - row);
 }
 
 /// Copies to the start of `to`.

@@ -72,8 +72,8 @@ fn truncation_matches_the_direct_formula() {
     }
 }
 
-#[test]
-fn changes_match_the_direct_formula() {
+/// None, each kind, and all kinds at once, over tokens that come once, often and beyond the vocabulary.
+pub(crate) fn all_penalties() -> [Option<Penalties<'static>>; 8] {
     let penalties = |repetition, presence, frequency| Penalties {
         repetition,
         presence,
@@ -81,7 +81,7 @@ fn changes_match_the_direct_formula() {
         prompt: &[0, 2, 2, 5, 4_000_000],
         output: &[1, 2, 1, 1, 6, 4_000_000],
     };
-    let all_penalties = [
+    [
         None,
         Some(penalties(1.0, 0.0, 0.0)),
         Some(penalties(1.9, 0.0, 0.0)),
@@ -89,11 +89,16 @@ fn changes_match_the_direct_formula() {
         Some(penalties(1.0, 1.3, 0.0)),
         Some(penalties(1.0, 0.0, 0.7)),
         Some(penalties(1.3, -0.4, 0.9)),
-    ];
+        Some(penalties(0.8, -0.4, 0.9)),
+    ]
+}
+
+#[test]
+fn changes_match_the_direct_formula() {
     let banned: [&[u32]; 3] = [&[], &[4], &[0, 3, 3, u32::MAX]];
     let bias: [&[(u32, f32)]; 3] = [&[], &[(1, 2.5)], &[(3, 99.0), (2, -1.5), (u32::MAX, 5.0)]];
     for (name, logits) in rows() {
-        for penalties in all_penalties {
+        for penalties in all_penalties() {
             for banned in banned {
                 for bias in bias {
                     for (temperature, top_k, top_p) in
