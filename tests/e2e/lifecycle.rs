@@ -1,6 +1,8 @@
 //! Overload, keys, and the end.
 
 use futures::future::join_all;
+use loraplex_tests::Answer;
+use reqwest::Method;
 use serde_json::json;
 
 use super::{completion, serve};
@@ -31,22 +33,17 @@ async fn keys_guard_what_they_should() {
     assert!(!server.logged().contains("boss"), "keys are not logged");
 }
 
-const RUNNING: &str = "vllm:num_requests_running{engine=\"0\",model_name=\"base\"} 1";
-
 #[tokio::test]
 async fn sigterm_lets_requests_finish() {
     let mut server = serve(&[]).await;
     let body = completion("base", json!({"max_tokens": 150, "stream": true}));
-    let (id, client) = (server.id().to_string(), server.client().clone());
-    let end = async {
-        // Once it runs, the request is under way.
-        while !client.get("/metrics").await.text.contains(RUNNING) {
-            tokio::task::yield_now().await;
-        }
-        assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
-    };
-    let (answer, ()) = futures::join!(client.post("/v1/completions", &body), end);
-    let events = answer.events();
-    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "length");
+    let request = server.client().request(Method::POST, "/v1/completions").json(&body);
+    // The head says that the request is under way.
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let id = server.id().to_string();
+    assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
+    let answer = Answer { status, headers, text: response.text().await.unwrap() };
+    assert_eq!(answer.events().last().unwrap()["choices"][0]["finish_reason"], "length");
     assert_eq!(server.ended().await.code(), Some(0), "{}", server.logged());
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use futures::future::join_all;
 use loraplex_tests::oracle::AdapterFiles;
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Ask};
@@ -125,13 +124,10 @@ fn bad_folders(root: &Path) -> Vec<(String, u16)> {
 #[tokio::test]
 async fn an_unloaded_adapter_ends_its_requests_while_its_name_has_new_weights() {
     let world = World::start(&[]).await;
-    let send = async |path: &str| {
-        world.client().request(Method::POST, path).send().await.unwrap().error_for_status().unwrap()
-    };
     for round in 0..25 {
         let old = world.operator.load("a", Way::SamePath).await;
         // Nothing moves, so the old request cannot end before the new one has come.
-        send("/pause?mode=keep").await;
+        world.post("/pause?mode=keep").await;
         let mut ask = Ask::new("a", &prompt(10 + round), 30);
         ask.follow = round % 2 == 0;
         let first = world.ask(ask);
@@ -150,7 +146,7 @@ async fn an_unloaded_adapter_ends_its_requests_while_its_name_has_new_weights() 
                 let changes = world.operator.history.changes();
                 assert_eq!(changes.iter().filter(|change| change.is_open()).count(), 1);
                 let second = world.ask(Ask::new("a", &prompt(10), 10));
-                let (_, second) = futures::join!(send("/resume"), second);
+                let (_, second) = futures::join!(world.post("/resume"), second);
                 (new, second)
             };
             futures::join!(unload, others).1

@@ -106,6 +106,19 @@ impl World {
         values.iter().sum()
     }
 
+    /// Has the server do what `path` says.
+    pub(crate) async fn post(&self, path: &str) {
+        let answer = self.client().request(Method::POST, path).send().await.unwrap();
+        answer.error_for_status().unwrap();
+    }
+
+    /// Waits until `count` requests are in the queue. The engine is paused, so that none of them leaves it.
+    pub(crate) async fn queued(&self, count: usize) {
+        while self.metric("vllm:num_requests_waiting").await != count as f64 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Waits until no request is left and nothing is held for one.
     pub(crate) async fn quiet(&self) {
         for metric in ["vllm:num_requests_running", "vllm:num_requests_waiting"] {
