@@ -30,7 +30,6 @@ struct DecodeArgs {
     u32 group;  // heads that share a kv head
     float scale;
     u32 window;  // 0: none
-    u32* made;   // counts blocks, or null
 };
 
 // Where four keys' V lie for one lane, or K's two: the row of key `first + i`.
@@ -295,12 +294,6 @@ DEVICE void attend(const DecodeArgs& args) {
     }
 }
 
-template <int D>
-DEVICE void decode(const DecodeArgs& args) {
-    attend<D>(args);
-    tell_made(args.made);
-}
-
-KERNEL(128, 1) decode64(const DecodeArgs args) { decode<64>(args); }
-KERNEL(128, 1) decode128(const DecodeArgs args) { decode<128>(args); }
-KERNEL(128, 1) decode256(const DecodeArgs args) { decode<256>(args); }
+KERNEL(128, 1) decode64(const DecodeArgs args) { attend<64>(args); }
+KERNEL(128, 1) decode128(const DecodeArgs args) { attend<128>(args); }
+KERNEL(128, 1) decode256(const DecodeArgs args) { attend<256>(args); }

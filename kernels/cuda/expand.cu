@@ -23,7 +23,7 @@ struct Task {
     u32 rows;  // 0: there is no such tile
 
     DEVICE void find(const ExpandArgs& args, u32 t, u32 index) {
-        Tile tile = {0, 0, 0};
+        Tile tile = {0, 0, 0, 0};
         if (t < args.tiles) tile = args.lora.tiles[t];
         first_row = tile.first_row, rows = tile.rows;
         if (tile.sites)

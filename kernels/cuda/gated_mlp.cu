@@ -10,7 +10,6 @@ struct GatedArgs {
     u32 ffn;
     u32 unused;
     const u16* delta;  // like y, or null
-    u32* made;         // counts blocks, or null
 };
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -62,30 +61,33 @@ KERNEL(256, 1) gated_mlp(const GatedArgs args) {
         }
         raw.finish(args, blockIdx.y, i, gate, up);
     }
-    tell_made(args.made);
 }
 
-// For many rows. Grid: columns / 128, tiles. A warp has 32 columns.
-KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
+// The same with LoRA of its own. Grid: columns / 128, tiles. A warp has 32 columns.
+KERNEL(128, 4) gated_mlp_lora(const GatedArgs args) {
+    let_dependents_start();
     const Tile tile = args.lora.tiles[blockIdx.y];
-    const LoraSite* site = site_of(args.lora, tile);
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
     const u32 i = column + q * 8;
-    if (column >= args.ffn) return;
+    if (column >= args.ffn || !tile.rows) return;
     const bool inside = i < args.ffn;
+    LoraPart parts[2];
+    // Most adapters have no further ranks.
+    FragmentsB b[2];
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) {
+        parts[p] = part_of(args.lora, tile, p);
+        b[p].load(parts[p], 0, first_column(column), args.ffn);
+    }
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
     Raw raw[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         u32 r = g + 8 * half;
         raw[half].load(args, args.y, tile.first_row + r, i, inside && r < tile.rows);
     }
-    LoraPart parts[2] = {};
-    if (site) parts[0] = site->parts[0], parts[1] = site->parts[1];
-    // Most adapters have no further ranks.
-    FragmentsB b[2];
-#pragma unroll
-    for (u32 p = 0; p < 2; p++) b[p].load(parts[p], 0, first_column(column), args.ffn);
     for (u32 from = 0; from < tile.rows; from += 16) {
         const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
         float delta[2][4][4] = {};
@@ -97,7 +99,7 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
             multiply(h, b[p], delta[p]);
             for (u32 k = 16; k < parts[p].rank; k += 16) {
                 FragmentsB more;
-                more.load(site->parts[p], k, first_column(column), args.ffn);
+                more.load(parts[p], k, first_column(column), args.ffn);
                 h.load(args.lora, parts[p], k, row, rows);
                 multiply(h, more, delta[p]);
             }
@@ -108,8 +110,8 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
             float gate[8], up[8];
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
-                gate[k] = delta[0][k / 2][2 * half + k % 2];
-                up[k] = delta[1][k / 2][2 * half + k % 2];
+                gate[k] = delta[0][k / 2][2 * half + k % 2] * parts[0].scale;
+                up[k] = delta[1][k / 2][2 * half + k % 2] * parts[1].scale;
             }
             const Raw own = raw[half];
             // The next rows come while these are finished.

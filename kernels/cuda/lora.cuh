@@ -2,6 +2,8 @@
 //
 // A step's rows are cut into tiles of up to 16 (or 64) neighbouring rows with the same adapter, or with none. An adapter is
 // one block of device memory whose table of sites holds plain addresses, so a captured graph serves any adapters.
+//
+// h comes from a shrink of its own, or from the product itself, where A lies below W (`stack.cu`).
 #pragma once
 
 #define LORA_LANES 16
@@ -24,14 +26,17 @@ struct LoraSite {
 struct Tile {
     const LoraSite* sites;  // null: no adapter
     u32 first_row;
-    u32 rows;
+    u16 rows;
+    u16 slot;  // of the adapter among those below W
 };
 
 struct Lora {
     const Tile* tiles;  // those past the last have no rows
-    u16* h;             // what the shrink found, scaled: [rows, lane_stride]
+    u16* h;             // x Aᵀ, scaled if a shrink made it: [rows, lane_stride]
     u32 lane_stride;
     u32 site;  // layer * 4 + site
+    u32 slot_lanes;  // of a slot below W; 0: a shrink made h
+    u32 unused;
 };
 
 // What the tile's adapter does at this site, if anything.
@@ -39,6 +44,16 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
     if (!tile.sites) return 0;
     const LoraSite* site = tile.sites + lora.site;
     return site->lanes ? site : 0;
+}
+
+// A part with its lanes among all of h and the scale that h lacks; of rank 0 where nothing is added.
+DEVICE LoraPart part_of(const Lora& lora, const Tile& tile, u32 index) {
+    const LoraSite* site = site_of(lora, tile);
+    if (!site) return LoraPart{0, 0, 0, 0.0f, 0};
+    LoraPart part = site->parts[index];
+    part.lane += tile.slot * lora.slot_lanes;
+    if (!lora.slot_lanes) part.scale = 1.0f;
+    return part;
 }
 
 // Sixteen ranks (or the last eight, then zeros) of B for a warp's 32 columns.

@@ -18,8 +18,6 @@ struct ProductArgs {
     const u16* x;  // [rows, inputs]
     const u16* w;  // [stride, inputs]
     void* y;       // [rows, stride]: bf16, or f32 if `wide`
-    // Counts the blocks that have made x, where the kernel before is the shrink. Null: the kernel before makes x.
-    const u32* made;
     u32 rows;
     u32 inputs;  // a multiple of 8
     u32 stride;  // of y, a multiple of 8
@@ -27,7 +25,7 @@ struct ProductArgs {
     u32 wide;
     u32 tiles;      // as many as there may be, 0 without LoRA
     u32 widths[3];  // of the parts; 0 past the last
-    u32 makers;     // how many blocks make x
+    u32 unused;
 };
 
 // The outputs of a block.
@@ -181,24 +179,12 @@ struct Product {
         for (u32 i = 0; i < STAGES - 1; i++)
             if (i < chunks) copy_w(i);
         if (threadIdx.x < 32) found.find(args.lora, columns.part);
-        if (args.made) {
-            if (threadIdx.x == 0) wait_for_makers();
-            __syncthreads();
-        } else {
-            wait_for_primary();
-        }
+        wait_for_primary();
 #pragma unroll
         for (u32 i = 0; i < STAGES - 1; i++) {
             if (i < chunks) copy_x(i);
             copy_commit();
         }
-    }
-
-    DEVICE void wait_for_makers() const {
-        u32 count;
-        do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(args.made) : "memory");
-        } while (count < args.makers);
     }
 
     DEVICE void multiply_chunk(const Stage& stage) {

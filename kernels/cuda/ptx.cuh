@@ -52,16 +52,6 @@ DEVICE void wait_for_primary() {
 #endif
 }
 
-// Tells those who wait for what this kernel makes, and cannot wait for its end, that the block has stored its part. By all
-// threads. `made` may be null.
-DEVICE void tell_made(u32* made) {
-    if (!made) return;
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    __threadfence();
-    atomicAdd(made, 1u);
-}
-
 DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 DEVICE u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }

@@ -24,7 +24,10 @@ struct QkvArgs {
     float eps;
     u32 rows;
     u32 unused;
+    Lora lora;  // for `qkv_lora`
 };
+
+#define MOST_HEAD 256
 
 // Which head of which part a block or warp makes.
 struct Head {
@@ -84,4 +87,60 @@ KERNEL(128, 1) qkv(const QkvArgs args) {
     finish_row(args, head, row, args.positions[row], args.slots[row], [=](u32 i) {
         return to_f32(y[i]) + (bias ? bias[i] : 0.0f) + (delta ? to_f32(delta[i]) : 0.0f);
     });
+}
+
+// The same with LoRA of its own. Grid: heads + 2 kv heads, tiles. A block makes a head of a tile's rows, sixteen at a time,
+// so that a load of B serves them all.
+KERNEL(128, 1) qkv_lora(const QkvArgs args) {
+    __shared__ float values[16][MOST_HEAD + 4];
+    let_dependents_start();
+    const Tile tile = args.lora.tiles[blockIdx.y];
+    if (!tile.rows) return;
+    const Head head(args, blockIdx.x);
+    const LoraPart part = part_of(args.lora, tile, head.part);
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 first = blockIdx.x * args.d, own = head.own * args.d, end = own + args.d;
+    FragmentsB near;
+    near.load(part, 0, first_column(own + warp * 32), end);
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
+    const u32 eights = (args.d + 7) / 8;
+    for (u32 from = 0; from < tile.rows; from += 16) {
+        const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
+        for (u32 i = threadIdx.x; i < rows * eights; i += 128) {
+            const u32 r = i / eights, c = i % eights * 8;
+            float v[8];
+            load8(args.y + (u64)(row + r) * args.y_stride + first + c, (int)(args.d - c), v);
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) {
+                if (args.bias && c + k < args.d) v[k] += args.bias[first + c + k];
+                values[r][c + k] = v[k];
+            }
+        }
+        __syncthreads();
+        for (u32 c = warp * 32; part.rank && c < args.d; c += 128) {
+            float delta[4][4] = {};
+            for (u32 k = 0; k < part.rank; k += 16) {
+                FragmentH h;
+                h.load(args.lora, part, k, row, rows);
+                FragmentsB b = near;
+                if (k > 0 || c >= 128) b.load(part, k, first_column(own + c), end);
+                multiply(h, b, delta);
+            }
+#pragma unroll
+            for (u32 i = 0; i < 16; i++) {
+                const u32 r = g + 8 * (i / 8), at = c + 8 * q + i % 8;
+                if (r < rows && at < args.d)
+                    values[r][at] += delta[i % 8 / 2][2 * (i / 8) + i % 2] * part.scale;
+            }
+        }
+        __syncthreads();
+        for (u32 r = warp; r < rows; r += 4) {
+            const float* of_row = values[r];
+            finish_row(args, head, row + r, args.positions[row + r], args.slots[row + r],
+                       [=](u32 i) { return of_row[i]; });
+        }
+        // Nobody still reads what the next rows replace.
+        __syncthreads();
+    }
 }

@@ -8,7 +8,6 @@ struct ShrinkArgs {
     u32 inputs;  // rounded up to 8; what lies past the true number is zero
     u32 chunk;   // K of a split, a multiple of 256
     u32 unused;
-    u32* made;  // told that x is there, or null
 };
 
 DEVICE uint4 load16_or_zero(const u16* p, bool valid) {
@@ -49,8 +48,6 @@ DEVICE void shrink_tile(const ShrinkArgs& args) {
     const u32 first_lane = blockIdx.y * LORA_LANES;
     if (site && first_lane + threadIdx.x / 16 < site->lanes) prefetch_a(args, site, first_lane);
     wait_for_primary();
-    if (args.made && threadIdx.x == 0 && blockIdx.x + blockIdx.y + blockIdx.z == 0)
-        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.made), "r"(1) : "memory");
     if (!site || first_lane >= site->lanes) return;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 share = args.chunk / 8;

@@ -19,7 +19,7 @@ struct FoundTask {
 
     DEVICE void begin(const Lora& lora, u32 most) {
         const u32 lane = threadIdx.x % 32;
-        tile = Tile{0, 0, 0};
+        tile = Tile{0, 0, 0, 0};
         if (lane < most) tile = lora.tiles[lane];
     }
 

@@ -36,11 +36,11 @@ use world::{Probe, World};
 /// values, and of those few: a rounded tie between two keys can change a whole row.
 const TOLERANCE: (f64, f64) = (0.12, 0.8);
 
-fn cuda(graph_rows: &[usize]) -> CudaBackend {
+fn cuda(graph_rows: &[usize], stacked: bool) -> CudaBackend {
     // One backend stays open: the last to go would close the device, which takes long to open.
     static OPEN: OnceLock<Mutex<CudaBackend>> = OnceLock::new();
     let kernel_cache = Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cubin"));
-    let options = |graph_rows| CudaOptions { device: 0, kernel_cache, graph_rows };
+    let options = |graph_rows| CudaOptions { device: 0, kernel_cache, graph_rows, stacked };
     OPEN.get_or_init(|| Mutex::new(CudaBackend::new(options.clone()(Vec::new())).unwrap()));
     CudaBackend::new(options(graph_rows.to_vec())).unwrap()
 }
@@ -66,7 +66,12 @@ fn wide_cases() -> Vec<Case> {
         block_size: 16,
         adapters: vec![[16; 7], [8; 7], [33; 7]],
         mix: Mix::Gaps,
-        lives: vec![life(0, 700, 700, 3), life(0, 37, 37, 3), life(1, 90, 64, 2)],
+        lives: vec![
+            life(0, 700, 700, 3),
+            life(0, 37, 37, 3),
+            life(1, 90, 64, 2),
+            life(2, 700, 700, 2),
+        ],
         sorted: true,
         one_behind: false,
     };
@@ -99,10 +104,11 @@ fn wide_shapes_agree_with_the_reference() {
             let (case, world, plan) = (&case, &world, &plan);
             let job = Job { case, world, plan, probe, draws: None };
             let expected = widened(&run_case(ReferenceBackend::new, &job).0);
-            for graph_rows in [&[][..], &[4, 8]] {
-                let found: Outputs = run_case(|| cuda(graph_rows), &job).0;
+            for (graph_rows, stacked) in [(&[][..], false), (&[], true), (&[4, 8], true)] {
+                let found: Outputs = run_case(|| cuda(graph_rows, stacked), &job).0;
                 assert_consistent(case, world, &found);
-                let name = format!("{}, {probe:?}, graphs at {graph_rows:?}", case.name);
+                let how = format!("{probe:?}, graphs at {graph_rows:?}, stacked: {stacked}");
+                let name = format!("{}, {how}", case.name);
                 assert_mostly_close(&name, &expected, &found);
             }
         }

@@ -173,6 +173,7 @@ fn cuda(config: &EngineConfig) -> Result<CudaBackend> {
         device: 0,
         kernel_cache: config.kernel_cache.clone(),
         graph_rows: CudaOptions::usual_graph_rows(),
+        stacked: config.lora.enabled,
     })?)
 }
 

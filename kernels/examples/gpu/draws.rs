@@ -31,9 +31,9 @@ pub(crate) fn run(mut backend: CudaBackend) -> Result<()> {
     let rows = BATCHES[BATCHES.len() - 1];
     let amplitude = (3.0 / HIDDEN as f32).sqrt();
     let mut head = Head {
-        table: backend.random_linear([VOCABULARY, HIDDEN], amplitude, 1)?,
+        table: backend.random_linear(&[VOCABULARY], HIDDEN, amplitude, 1)?,
         // Logits with a standard deviation of 3.
-        head: backend.random_linear([VOCABULARY, HIDDEN], 3.0 * amplitude, 2)?,
+        head: backend.random_linear(&[VOCABULARY], HIDDEN, 3.0 * amplitude, 2)?,
         norm: backend.upload_vector(&[1.0; HIDDEN])?,
         residual: backend.buffer(BufferKind::Residual, rows, HIDDEN)?,
         x: backend.buffer(BufferKind::Operand, rows, HIDDEN)?,

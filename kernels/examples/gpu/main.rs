@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             device: 0,
             kernel_cache: Some(std::env::temp_dir().join("loraplex-cubin")),
             graph_rows,
+            stacked: true,
         })
     };
     match arguments[..] {

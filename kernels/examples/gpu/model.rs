@@ -60,18 +60,18 @@ impl Model {
         positions: usize,
     ) -> Result<Self> {
         let mut seed = 0;
-        let mut linear = |backend: &mut CudaBackend, outputs: usize, inputs: usize| {
+        let mut linear = |backend: &mut CudaBackend, outputs: &[usize], inputs: usize| {
             seed += 1;
-            backend.random_linear([outputs, inputs], (3.0 / inputs as f32).sqrt(), seed)
+            backend.random_linear(outputs, inputs, (3.0 / inputs as f32).sqrt(), seed)
         };
-        let qkv = (HEADS + 2 * KV_HEADS) * HEAD;
+        let qkv = [HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD];
         let layers = (0..LAYERS)
             .map(|_| {
                 Ok(Layer {
-                    qkv: linear(backend, qkv, HIDDEN)?,
-                    o: linear(backend, HIDDEN, HEADS * HEAD)?,
-                    gate_up: linear(backend, 2 * FFN, HIDDEN)?,
-                    down: linear(backend, HIDDEN, FFN)?,
+                    qkv: linear(backend, &qkv, HIDDEN)?,
+                    o: linear(backend, &[HIDDEN], HEADS * HEAD)?,
+                    gate_up: linear(backend, &[FFN, FFN], HIDDEN)?,
+                    down: linear(backend, &[HIDDEN], FFN)?,
                 })
             })
             .collect::<Result<_>>()?;
@@ -84,8 +84,8 @@ impl Model {
         };
         let operand = BufferKind::Operand;
         Ok(Self {
-            embedding: linear(backend, VOCABULARY, HIDDEN)?,
-            head: linear(backend, VOCABULARY, HIDDEN)?,
+            embedding: linear(backend, &[VOCABULARY], HIDDEN)?,
+            head: linear(backend, &[VOCABULARY], HIDDEN)?,
             layers,
             norm: backend.upload_vector(&[1.0; HIDDEN])?,
             rope: backend.upload_vector(&rope(positions))?,

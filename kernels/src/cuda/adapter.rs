@@ -1,6 +1,6 @@
 //! Adapters: packed on the host as one block, resident as one block with a table of its sites.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::CudaEvent;
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
@@ -227,6 +227,16 @@ impl Adapter {
     /// Address of the table of sites.
     pub(super) fn table(&self) -> u64 {
         self.resident.table
+    }
+
+    /// Tells adapters apart, those that are gone included.
+    pub(super) fn resident(&self) -> Weak<Resident> {
+        Arc::downgrade(&self.resident)
+    }
+
+    /// The largest of its ranks.
+    pub(super) fn max_rank(&self) -> usize {
+        self.resident.packed.max_rank
     }
 
     /// Indexed by [`Site::slot`].

@@ -46,8 +46,6 @@ impl CudaBackend {
         if self.step.sequences.iter().any(|sequence| sequence.rows == 1) {
             self.reserve_items(&op)?;
             let grid = [self.step.counts.items, kv_heads, group.div_ceil(DECODE_HEADS)];
-            let alone = self.step.decodes_only();
-            let made = if alone { self.count_maker(out, grid) } else { 0 };
             let args = Decode {
                 cache,
                 items: self.meta(places.items),
@@ -60,7 +58,6 @@ impl CudaBackend {
                 group: group as u32,
                 scale,
                 window,
-                made,
             };
             let (kernel, shape) = (&self.kernels.decode[variant], self.chained(grid, 128));
             // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.

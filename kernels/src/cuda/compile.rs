@@ -37,8 +37,9 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 12] = sources![
+pub const SOURCES: [Source; 13] = sources![
     "embed.cu",
+    "stack.cu",
     "residual.cu",
     "qkv.cu",
     "gated_mlp.cu",

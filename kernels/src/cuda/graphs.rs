@@ -13,7 +13,8 @@ use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXE
 
 use super::error::Context as _;
 use super::gpu::Gpu;
-use super::step::{Counts, StepState};
+use super::stack::SLOTS;
+use super::step::{Counts, SMALL_TILE, StepState};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
@@ -28,6 +29,8 @@ pub(super) struct Form {
     lanes: [usize; Site::ALL.len()],
     /// Tiles that launches make room for.
     tiles: usize,
+    /// Slots below the weights that products give.
+    stacked: usize,
 }
 
 impl Form {
@@ -42,8 +45,14 @@ impl Form {
                 *lanes = lanes.div_ceil(parts).next_power_of_two().max(16) * parts;
             }
         }
-        let few = FEW_TILES.into_iter().find(|&tiles| many && step.tile_count() <= tiles);
-        Self { rows, lanes, tiles: few.unwrap_or(rows) }
+        let count = step.tile_count();
+        let whole = rows.div_ceil(SMALL_TILE);
+        let few = match step.stacked {
+            0 => FEW_TILES.into_iter().find(|&tiles| many && count <= tiles),
+            // Each adapter, and those rows between that have none, may end with a tile that is not full.
+            _ => [1, SLOTS + 1, 2 * SLOTS + 1].map(|more| whole + more).into_iter().find(|&tiles| count <= tiles),
+        };
+        Self { rows, lanes, tiles: few.unwrap_or(rows).min(rows), stacked: step.stacked }
     }
 
     pub(super) fn rows(&self) -> usize {

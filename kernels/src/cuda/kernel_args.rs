@@ -10,6 +10,18 @@ pub(super) struct Lora {
     pub(super) h: u64,
     pub(super) lane_stride: u32,
     pub(super) site: u32,
+    pub(super) slot_lanes: u32,
+    pub(super) unused: u32,
+}
+
+/// `StackArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Stack {
+    pub(super) sites: u64,
+    pub(super) places: u64,
+    pub(super) slot: u32,
+    pub(super) unused: u32,
 }
 
 /// `EmbedArgs`.
@@ -40,7 +52,24 @@ pub(super) struct Residual {
     pub(super) width: u32,
     pub(super) eps: f32,
     pub(super) unused: u32,
-    pub(super) made: u64,
+}
+
+/// `ResidualLoraArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct ResidualLora {
+    pub(super) lora: Lora,
+    pub(super) y: u64,
+    pub(super) bias: u64,
+    pub(super) residual: u64,
+    pub(super) weight: u64,
+    pub(super) normed: u64,
+    pub(super) y_stride: u32,
+    pub(super) stride: u32,
+    pub(super) width: u32,
+    pub(super) eps: f32,
+    pub(super) columns: u32,
+    pub(super) groups: u32,
 }
 
 /// `QkvArgs`.
@@ -68,6 +97,7 @@ pub(super) struct Qkv {
     pub(super) eps: f32,
     pub(super) rows: u32,
     pub(super) unused: u32,
+    pub(super) lora: Lora,
 }
 
 /// `GatedArgs`.
@@ -83,7 +113,6 @@ pub(super) struct Gated {
     pub(super) ffn: u32,
     pub(super) unused: u32,
     pub(super) delta: u64,
-    pub(super) made: u64,
 }
 
 /// `ShrinkArgs`.
@@ -96,7 +125,6 @@ pub(super) struct Shrink {
     pub(super) inputs: u32,
     pub(super) chunk: u32,
     pub(super) unused: u32,
-    pub(super) made: u64,
 }
 
 /// `ProductArgs`.
@@ -107,7 +135,6 @@ pub(super) struct Product {
     pub(super) x: u64,
     pub(super) weight: u64,
     pub(super) y: u64,
-    pub(super) made: u64,
     pub(super) rows: u32,
     pub(super) inputs: u32,
     pub(super) stride: u32,
@@ -115,7 +142,7 @@ pub(super) struct Product {
     pub(super) wide: u32,
     pub(super) tiles: u32,
     pub(super) widths: [u32; 3],
-    pub(super) makers: u32,
+    pub(super) unused: u32,
 }
 
 /// `ExpandArgs`.
@@ -158,7 +185,6 @@ pub(super) struct Decode {
     pub(super) group: u32,
     pub(super) scale: f32,
     pub(super) window: u32,
-    pub(super) made: u64,
 }
 
 /// `PrefillArgs`.
@@ -250,13 +276,15 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 72,
-    Qkv: 128,
+    Residual: 64,
+    ResidualLora: 96,
+    Qkv: 160,
     Gated: 80,
+    Stack: 24,
     Shrink: 56,
     Product: 96,
-    Expand: 56,
-    Decode: 112,
+    Expand: 64,
+    Decode: 104,
     Prefill: 80,
     Gather: 32,
     Pick: 56,

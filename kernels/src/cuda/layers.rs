@@ -3,8 +3,8 @@
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
-use super::kernel_args::{Embed, Gated, Qkv, Residual};
-use super::lora::Place;
+use super::kernel_args::{Embed, Gated, Qkv, Residual, ResidualLora};
+use super::lora::{Place, Queued};
 use super::memory::padded;
 use super::weights::{Buffer, Linear, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
@@ -12,7 +12,7 @@ use crate::backend::BufferKind::{Operand, Residual as ResidualKind};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
-/// Columns of a block of `gated_mlp_expand`.
+/// Columns of a block of `gated_mlp_lora`.
 const EXPAND_COLUMNS: usize = 128;
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
@@ -22,6 +22,11 @@ const NORM_COLUMNS: usize = 16 * 1024;
 const MANY_ROWS: usize = 512;
 /// Rows of a block of `qkv`.
 const QKV_ROWS: usize = 4;
+/// Rows of a cluster of `residual_norm_lora`, its blocks, the columns of a warp's turn, and the most threads of a block.
+const GROUP_ROWS: usize = 8;
+const NORM_BLOCKS: usize = 8;
+const WARP_COLUMNS: usize = 64;
+const NORM_THREADS: usize = 512;
 
 impl CudaBackend {
     pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
@@ -53,8 +58,7 @@ impl CudaBackend {
         eps: f32,
         out: &Buffer,
     ) -> Result<()> {
-        let mut args = self.residual_args((residual, weight, out), eps)?;
-        args.made = self.count_maker(args.normed, [self.step.counts.rows, 1, 1]);
+        let args = self.residual_args((residual, weight, out), eps)?;
         let shape = self.norm_shape(residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is not read.
         unsafe { self.gpu.launch(&self.kernels.rms_norm, &self.gpu.compute, shape, &args) }
@@ -78,7 +82,6 @@ impl CudaBackend {
             width: width as u32,
             eps,
             unused: 0,
-            made: 0,
         })
     }
 
@@ -127,11 +130,16 @@ impl CudaBackend {
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
             rows: rows as u32,
             unused: 0,
+            lora: queued.lora,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let shape = self.chained([heads, rows.div_ceil(QKV_ROWS), 1], 128);
+        let (kernel, blocks) = match queued.tiles {
+            0 => (&self.kernels.qkv, rows.div_ceil(QKV_ROWS)),
+            tiles => (&self.kernels.qkv_lora, tiles),
+        };
+        let shape = self.chained([heads, blocks, 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
-        unsafe { self.gpu.launch(&self.kernels.qkv, &self.gpu.compute, shape, &args) }
+        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
     pub(super) fn run_project(&mut self, op: ProjectOp<'_, Self>) -> Result<()> {
@@ -143,10 +151,40 @@ impl CudaBackend {
         args.y = queued.y;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
-        args.made = self.count_maker(args.normed, [rows, 1, 1]);
+        if queued.tiles > 0 {
+            return self.residual_lora(&args, &queued);
+        }
         let shape = self.norm_shape(op.residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
         unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
+    }
+
+    /// As `residual_norm`, with LoRA of its own: a cluster makes eight rows.
+    fn residual_lora(&self, args: &Residual, queued: &Queued) -> Result<()> {
+        let stride = args.stride as usize;
+        let blocks = if self.gpu.probe.capability.0 < 9 { 1 } else { NORM_BLOCKS };
+        let columns = stride.div_ceil(blocks).next_multiple_of(WARP_COLUMNS);
+        let threads = (columns / WARP_COLUMNS * 32).min(NORM_THREADS);
+        let groups = self.step.tile_rows() / GROUP_ROWS;
+        let args = ResidualLora {
+            lora: queued.lora,
+            y: args.y,
+            bias: args.bias,
+            residual: args.residual,
+            weight: args.weight,
+            normed: args.normed,
+            y_stride: queued.y_stride as u32,
+            stride: args.stride,
+            width: args.width,
+            eps: args.eps,
+            columns: columns as u32,
+            groups: groups as u32,
+        };
+        let grid = [blocks, queued.tiles * groups, 1];
+        let shape = Shape { cluster: [blocks, 1, 1], ..self.chained(grid, threads) };
+        let kernel = &self.kernels.residual_norm_lora;
+        // SAFETY: `residual_args` has checked the shapes; y and h are what was queued; tiles lie in the step's block.
+        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
@@ -155,7 +193,7 @@ impl CudaBackend {
         let out = op.out.of(Operand, rows, ffn)?;
         let place = Place { layer: op.layer, site: Site::GateUp };
         let queued = self.product(place, op.weight, x, &[ffn, ffn])?;
-        let mut args = Gated {
+        let args = Gated {
             lora: queued.lora,
             y: queued.y,
             bias: op.weight.bias(),
@@ -165,19 +203,12 @@ impl CudaBackend {
             ffn: ffn as u32,
             unused: 0,
             delta: queued.delta,
-            made: 0,
         };
-        let (kernel, shape) = match queued.tiles {
-            0 => {
-                let grid = [ffn.div_ceil(GATED_COLUMNS), rows, 1];
-                args.made = self.count_maker(out, grid);
-                (&self.kernels.gated_mlp, self.chained(grid, 256))
-            }
-            tiles => {
-                let grid = [ffn.div_ceil(EXPAND_COLUMNS), tiles, 1];
-                (&self.kernels.gated_mlp_expand, Shape::new(grid, 128))
-            }
+        let (kernel, grid, threads) = match queued.tiles {
+            0 => (&self.kernels.gated_mlp, [ffn.div_ceil(GATED_COLUMNS), rows, 1], 256),
+            tiles => (&self.kernels.gated_mlp_lora, [ffn.div_ceil(EXPAND_COLUMNS), tiles, 1], 128),
         };
+        let shape = self.chained(grid, threads);
         // SAFETY: shapes are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }

@@ -1,4 +1,5 @@
-//! A product with its LoRA: the shrink beside it, and what its consumer needs for the expand.
+//! A product with its LoRA. `h = x Aᵀ` comes with the product where A lies below W (`stack`), else from a shrink beside it;
+//! `h Bᵀ` joins in the product where rows are few, in the kernel that reads it, or beside it.
 
 use super::CudaBackend;
 use super::error::check;
@@ -8,6 +9,7 @@ use super::graphs::FEW_TILES;
 use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
 use super::product::{FewRows, three};
+use super::stack::SLOTS;
 use super::step::{LARGE_TILE, MOST_SMALL};
 use super::weights::{Linear, product_rows};
 use crate::error::Result;
@@ -68,10 +70,12 @@ impl CudaBackend {
         let (inputs, outputs) = (padded(weight.inputs), padded(weight.outputs));
         let most = product_rows(self.most_rows.max(rows));
         let y = &mut self.work.products;
-        if y.reserve(&self.gpu, most * outputs * 2, "matrix products")? {
+        let widest = outputs + SLOTS * weight.slot_lanes;
+        if y.reserve(&self.gpu, most * widest * 2, "matrix products")? {
             self.graphs.forget()?;
         }
         let y = self.work.products.address();
+        let stacked = self.stacked_lanes(place, weight);
         let lanes = self.step.lanes[place.site as usize];
         if lanes > 0 {
             self.count_operations(place);
@@ -79,16 +83,27 @@ impl CudaBackend {
         }
         let lora = self.lora(place);
         let operands = Operands { x, weight: weight.weight.address(), y };
+        if lanes > 0 && stacked > 0 {
+            let all = outputs + stacked;
+            // SAFETY: as below; the weight has room for so many lanes behind its outputs, and y was reserved for them.
+            unsafe { self.plain_product((rows, inputs, all), operands)? };
+            let lora = Lora {
+                h: y + 2 * outputs as u64,
+                lane_stride: all as u32,
+                slot_lanes: weight.slot_lanes as u32,
+                ..lora
+            };
+            let tiles = self.step.counts.tiles;
+            return Ok(Queued { y, y_stride: all, lora, tiles, delta: 0 });
+        }
         if self.has_few(rows) {
             let mut product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
             if lanes > 0 {
                 product.lora = Some((lora, self.step.counts.tiles));
-                let made = self.count_shrink(x);
-                self.shrink(lora, (x, inputs), lanes, made)?;
+                self.shrink(lora, (x, inputs), lanes)?;
             }
             // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
             unsafe { self.few_rows(product, operands)? };
-            self.makers.last = None;
             return Ok(Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 });
         }
         // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
@@ -96,7 +111,7 @@ impl CudaBackend {
         let mut queued = Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 };
         if lanes > 0 {
             self.gpu.fork()?;
-            self.shrink(lora, (x, inputs), lanes, 0)?;
+            self.shrink(lora, (x, inputs), lanes)?;
             if fused {
                 queued.tiles = self.step.counts.tiles;
             } else {
@@ -108,13 +123,32 @@ impl CudaBackend {
                 self.expand(lora, widths, outputs)?;
             }
         }
-        let product = Product { rows, inputs, outputs, wide: false };
         // SAFETY: as above.
-        unsafe { self.gemm.run(product, operands)? };
+        unsafe { self.plain_product((rows, inputs, outputs), operands)? };
         if lanes > 0 {
             self.gpu.join()?;
         }
         Ok(queued)
+    }
+
+    /// Queues a product without LoRA. All sizes are padded.
+    ///
+    /// # Safety
+    ///
+    /// The operands have the product's shapes, and live until it has run.
+    unsafe fn plain_product(
+        &mut self,
+        (rows, inputs, outputs): (usize, usize, usize),
+        operands: Operands,
+    ) -> Result<()> {
+        if self.has_few(rows) {
+            let widths = &[outputs];
+            let product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
+            // SAFETY: the caller's promise.
+            return unsafe { self.few_rows(product, operands) };
+        }
+        // SAFETY: as above.
+        unsafe { self.gemm.run(Product { rows, inputs, outputs, wide: false }, operands) }
     }
 
     fn lora(&self, place: Place) -> Lora {
@@ -124,6 +158,8 @@ impl CudaBackend {
             h: self.work.shrunk.address(),
             lane_stride: self.work.lanes as u32,
             site: place.site.slot(place.layer) as u32,
+            slot_lanes: 0,
+            unused: 0,
         }
     }
 
@@ -144,9 +180,8 @@ impl CudaBackend {
         most.min(1 << room.max(1).ilog2())
     }
 
-    /// Queues `h = scale * (x Aᵀ)`: on the side stream, or before a product of few rows. It counts 1 at `made`, unless that
-    /// is 0, when x is there.
-    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize, made: u64) -> Result<()> {
+    /// Queues `h = scale * (x Aᵀ)`: on the side stream, or before a product of few rows.
+    fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
         let splits = self.splits(inputs, lanes);
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
@@ -160,7 +195,6 @@ impl CudaBackend {
             inputs: inputs as u32,
             chunk: chunk as u32,
             unused: 0,
-            made,
         };
         let stream = if few { &self.gpu.compute } else { &self.gpu.side };
         let shape = Shape { cluster: [1, 1, splits], ..self.chained(grid, 256) };

@@ -7,6 +7,7 @@
 //! | `gpu`, `memory`, `staging` | streams and launches, allocations, copies from the host |
 //! | `weights`, `adapter`, `copier` | what lies on the device, how adapters are packed, and how they come there |
 //! | `step` | a step's metadata as one block that kernels and graphs find their way in |
+//! | `stack` | adapters whose A lies below the weights |
 //! | `gemm`, `product`, `lora`, `layers`, `attention`, `sample`, `draws` | the operations |
 //! | `results` | what a step gives, on its way to the host |
 //! | `graphs` | steps that are replayed |
@@ -32,6 +33,7 @@ mod probe;
 mod product;
 mod results;
 mod sample;
+mod stack;
 mod staging;
 mod step;
 #[cfg(test)]
@@ -65,8 +67,8 @@ use gpu::{Gpu, Shape};
 use graphs::{Graphs, Start};
 use kernels::Kernels;
 use memory::{Block, Workspace, padded};
-use product::Makers;
 use sample::Sampler;
+use stack::{SLOT_RANKS, SLOTS, Stack};
 use staging::{Letters, Staging};
 use step::StepState;
 
@@ -87,6 +89,8 @@ pub struct CudaOptions {
     /// Row counts that steps of decodes are padded to and captured at; none switches graphs off. A backend with graphs
     /// serves one model: a step of a form that it has captured replays the operations of that time.
     pub graph_rows: Vec<usize>,
+    /// Whether weights get room for adapters below them, 2% of a model's memory: steps with few adapters are faster then.
+    pub stacked: bool,
 }
 
 impl CudaOptions {
@@ -118,7 +122,8 @@ pub struct CudaBackend {
     idle: CudaEvent,
     /// Group size and count of the prefill tiles that were sent for this step.
     prefill: Option<(usize, usize)>,
-    makers: Makers,
+    stacked: bool,
+    stack: Stack,
     words: Vec<u32>,
     /// Rows of the smallest buffer, which bound a padded step, and of the largest.
     least_rows: usize,
@@ -175,7 +180,8 @@ impl CudaBackend {
             room: Arc::default(),
             idle: gpu.context.new_event(None).during("making an event")?,
             prefill: None,
-            makers: Makers::default(),
+            stacked: options.stacked,
+            stack: Stack::default(),
             words: Vec::new(),
             least_rows: usize::MAX,
             most_rows: 0,
@@ -188,15 +194,19 @@ impl CudaBackend {
         probe(device)
     }
 
-    /// A weight `[outputs, inputs]` of random numbers, uniform in ±`amplitude`, made on the device.
+    /// A weight `[outputs, inputs]` of random numbers, uniform in ±`amplitude`, made on the device; the outputs of all parts
+    /// lie one behind the other.
     pub fn random_linear(
         &mut self,
-        [outputs, inputs]: [usize; 2],
+        parts: &[usize],
+        inputs: usize,
         amplitude: f32,
         seed: u64,
     ) -> Result<Linear> {
+        let outputs: usize = parts.iter().sum();
+        let slot_lanes = if self.stacked { SLOT_RANKS * parts.len() } else { 0 };
         let stride = padded(inputs);
-        let elements = padded(outputs) * stride;
+        let elements = (padded(outputs) + SLOTS * slot_lanes) * stride;
         let weight = Block::new(&self.gpu, elements * 2, "weights")?;
         let args = kernel_args::Random {
             out: weight.address(),
@@ -210,7 +220,7 @@ impl CudaBackend {
         let shape = Shape::new([8 * self.gpu.probe.multiprocessors, 1, 1], 256);
         // SAFETY: the block was made just above with that many elements.
         unsafe { self.gpu.launch(&self.kernels.random_fill, &self.gpu.compute, shape, &args)? };
-        Ok(Linear { weight, bias: None, outputs, inputs })
+        Ok(Linear { weight: Arc::new(weight), bias: None, outputs, inputs, slot_lanes })
     }
 
     /// Address of a part of the step's metadata.
@@ -230,13 +240,13 @@ impl CudaBackend {
         self.graphs.abandon();
         self.sampler.abandon();
         self.prefill = None;
-        self.makers = Makers::default();
         for segment in step.lora {
             segment.adapter.wait()?;
         }
         self.reserve_sampled(0)?;
         let sampler = std::cell::RefCell::new(&mut self.sampler);
         self.step.take(step, |row| sampler.borrow_mut().token(row))?;
+        self.stack_adapters()?;
         let start = self.graphs.start(&self.step, self.least_rows, self.most_few());
         if let Start::Replay(_) = start {
             self.check_limits()?;
@@ -315,7 +325,7 @@ impl Backend for CudaBackend {
     }
 
     fn upload_linear(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Linear> {
-        Linear::upload(&self.gpu, &mut self.staging, parts, bias)
+        Linear::upload(&self.gpu, &mut self.staging, parts, bias, self.stacked)
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<Vector> {

@@ -15,9 +15,6 @@ const CHUNK: usize = 128;
 /// Blocks that share K, at most.
 const MOST_SHARES: usize = 4;
 
-/// Most rows of a step whose kernels count their blocks.
-const MOST_COUNTED: usize = 4;
-
 /// `y = x Wᵀ`, with LoRA or without.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FewRows<'a> {
@@ -32,23 +29,6 @@ pub(super) struct FewRows<'a> {
     pub(super) wide: bool,
     /// What the shrink finds, and how many tiles there may be.
     pub(super) lora: Option<(Lora, usize)>,
-}
-
-/// Kernels that count the blocks that have made their part, so that a product may begin before the shrink between them ends.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Makers {
-    /// How many counts of the step are taken.
-    taken: usize,
-    /// Of the x that the next product takes.
-    pub(super) last: Option<Maker>,
-}
-
-/// A kernel that makes x in so many blocks, which count themselves.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Maker {
-    x: u64,
-    made: u64,
-    blocks: usize,
 }
 
 /// Whether a device has what `product.cu` needs: clusters, without which small weights do not fill it, and shared memory for
@@ -83,32 +63,6 @@ impl CudaBackend {
         rows <= self.most_few()
     }
 
-    /// Where the blocks of a kernel that makes x count themselves. 0: they do not, as where there are many blocks, whose
-    /// counting takes longer than the shrink takes to say that they have ended.
-    pub(super) fn count_maker(&mut self, x: u64, grid: [usize; 3]) -> u64 {
-        self.makers.last = None;
-        if self.step.counts.rows > MOST_COUNTED { 0 } else { self.count(x, grid.iter().product()) }
-    }
-
-    /// Where the shrink counts 1 when x is there. 0: the kernel before it counts already.
-    pub(super) fn count_shrink(&mut self, x: u64) -> u64 {
-        let counted = self.makers.last.is_some_and(|maker| maker.x == x);
-        if counted { 0 } else { self.count(x, 1) }
-    }
-
-    /// Takes one of the step's counts: each kernel has its own, since those that start early run beside those before.
-    fn count(&mut self, x: u64, blocks: usize) -> u64 {
-        let counts = self.step.counts;
-        self.makers.last = None;
-        if !self.has_few(counts.rows) || self.makers.taken == counts.makers {
-            return 0;
-        }
-        let made = self.meta(counts.places().made + self.makers.taken);
-        self.makers.taken += 1;
-        self.makers.last = Some(Maker { x, made, blocks });
-        made
-    }
-
     /// The shape of a kernel that waits by itself for the one before. It starts early where its neighbours are launched
     /// one by one on the same stream.
     pub(super) fn chained(&self, grid: [usize; 3], threads: usize) -> Shape {
@@ -127,14 +81,11 @@ impl CudaBackend {
         };
         let blocks: usize = widths.iter().map(|width| width.div_ceil(OUTPUTS)).sum();
         let shares = self.shares(blocks);
-        // Behind a shrink its end is too late to begin.
-        let maker = self.makers.last.filter(|_| lora.is_some());
         let args = Product {
             lora: lora.map_or_else(Lora::default, |(lora, _)| lora),
             x: operands.x,
             weight: operands.weight,
             y: operands.y,
-            made: maker.map_or(0, |maker| maker.made),
             rows: rows as u32,
             inputs: inputs as u32,
             stride: outputs as u32,
@@ -142,7 +93,7 @@ impl CudaBackend {
             wide: wide.into(),
             tiles: lora.map_or(0, |(_, tiles)| tiles) as u32,
             widths: three(widths),
-            makers: maker.map_or(0, |maker| maker.blocks) as u32,
+            unused: 0,
         };
         let shape = Shape {
             shared: product_shared_bytes(PRODUCT_ROWS[variant]),

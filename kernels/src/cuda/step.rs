@@ -36,8 +36,6 @@ pub(super) struct Counts {
     pub(super) tiles: usize,
     /// Most items of decode attention.
     pub(super) items: usize,
-    /// Most kernels that count what they have made; 0 without LoRA.
-    pub(super) makers: usize,
 }
 
 /// Offsets in words.
@@ -48,8 +46,6 @@ pub(super) struct Places {
     pub(super) slots: usize,
     pub(super) tiles: usize,
     pub(super) items: usize,
-    /// Zero when the step begins.
-    pub(super) made: usize,
     pub(super) block_tables: usize,
 }
 
@@ -58,15 +54,13 @@ impl Counts {
         // Tiles hold addresses and items are read as vectors: both start at a multiple of 16 bytes.
         let tiles = (3 * self.rows).next_multiple_of(4);
         let items = tiles + self.tiles * TILE_WORDS;
-        let made = items + self.items * ITEM_WORDS;
         Places {
             tokens: 0,
             positions: self.rows,
             slots: 2 * self.rows,
             tiles,
             items,
-            made,
-            block_tables: made + self.makers,
+            block_tables: items + self.items * ITEM_WORDS,
         }
     }
 }
@@ -75,6 +69,8 @@ impl Counts {
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) adapter: Adapter,
+    /// The first slot of its adapter, where adapters lie below the weights.
+    pub(super) slot: usize,
     first: usize,
     rows: usize,
 }
@@ -99,6 +95,8 @@ pub(super) struct StepState {
     /// Rows of the step itself.
     pub(super) rows: usize,
     pub(super) lora: Vec<Segment>,
+    /// Slots below the weights that products are to give as well; 0 where the adapters do not lie there.
+    pub(super) stacked: usize,
     pub(super) sequences: Vec<SequenceSpan>,
     pub(super) extremes: Extremes,
     /// For each site the most lanes of any layer and adapter.
@@ -167,7 +165,7 @@ impl StepState {
                 *most = (*most).max(site.as_ref().map_or(0, |site| site.lanes));
             }
             let adapter = segment.adapter.clone();
-            self.lora.push(Segment { adapter, first, rows: count });
+            self.lora.push(Segment { adapter, slot: 0, first, rows: count });
         }
         Ok(())
     }
@@ -205,9 +203,6 @@ impl StepState {
         let has_lora = self.has_lora();
         self.counts.tiles = room.filter(|_| has_lora).unwrap_or(self.tiles.len());
         self.counts.items = room.map_or(self.items.len(), |_| rows + split);
-        // One for each site of the model, and the last norm's.
-        let adapter = self.lora.first().filter(|_| has_lora);
-        self.counts.makers = adapter.map_or(0, |segment| segment.adapter.sites().len() + 1);
         let places = self.counts.places();
         self.words.clear();
         // Tiles and items past the last are zeros, and so are counts.
@@ -292,19 +287,19 @@ fn each_tile(
     most: usize,
     mut add: impl FnMut([u32; TILE_WORDS]),
 ) {
-    let mut cut = |table: u64, first: usize, rows: usize| {
+    let mut cut = |table: u64, slot: usize, first: usize, rows: usize| {
         for from in (first..first + rows).step_by(most) {
             let rows = most.min(first + rows - from);
-            add([table as u32, (table >> 32) as u32, from as u32, rows as u32]);
+            add([table as u32, (table >> 32) as u32, from as u32, (rows | slot << 16) as u32]);
         }
     };
     let mut row = 0;
     for segment in segments {
-        cut(0, row, segment.first - row);
-        cut(segment.adapter.table(), segment.first, segment.rows);
+        cut(0, 0, row, segment.first - row);
+        cut(segment.adapter.table(), segment.slot, segment.first, segment.rows);
         row = segment.first + segment.rows;
     }
-    cut(0, row, rows - row);
+    cut(0, 0, row, rows - row);
 }
 
 /// Copies to the start of `to`.

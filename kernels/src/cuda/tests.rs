@@ -51,7 +51,7 @@ fn items_cover_every_key_once() {
 fn a_padded_step_has_room_and_nothing_in_it() {
     let mut state = decodes(&[9, 2]);
     let words = state.lay_out(4, 10, Some(4)).to_vec();
-    let counts = Counts { rows: 4, tiles: 0, items: 14, makers: 0 };
+    let counts = Counts { rows: 4, tiles: 0, items: 14 };
     assert_eq!(state.counts, counts);
     let places = counts.places();
     let sampled = 1 << 31 | 3;

@@ -8,27 +8,33 @@ use half::{bf16, f16};
 use super::error::{check, mismatch};
 use super::gpu::Gpu;
 use super::memory::{Block, padded};
+use super::stack::{SLOT_RANKS, SLOTS};
 use super::staging::Staging;
 use crate::args::KvShape;
 use crate::backend::BufferKind;
 use crate::error::Result;
 use crate::weights::{Elements, HostTensor};
 
-/// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none.
+/// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none. Behind its outputs there is
+/// room for A of a few adapters.
 #[derive(Debug)]
 pub struct Linear {
-    pub(super) weight: Block,
+    pub(super) weight: Arc<Block>,
     pub(super) bias: Option<Vector>,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
+    /// Lanes of a slot of that room; 0 without any.
+    pub(super) slot_lanes: usize,
 }
 
 impl Linear {
+    /// With room for adapters if `stacked`.
     pub(super) fn upload(
         gpu: &Arc<Gpu>,
         staging: &mut Staging,
         parts: &[HostTensor],
         bias: Option<&[f32]>,
+        stacked: bool,
     ) -> Result<Self> {
         let inputs = parts.first().map_or(0, |part| part.cols);
         let outputs = parts.iter().map(|part| part.rows).sum();
@@ -36,7 +42,8 @@ impl Linear {
             check("columns of a stacked weight", inputs, part.cols)?;
         }
         check("bias", outputs, bias.map_or(outputs, <[f32]>::len))?;
-        let (rows, stride) = (padded(outputs), padded(inputs));
+        let slot_lanes = if stacked { SLOT_RANKS * parts.len() } else { 0 };
+        let (rows, stride) = (padded(outputs) + SLOTS * slot_lanes, padded(inputs));
         let weight = Block::new(gpu, rows * stride * size_of::<bf16>(), "weights")?;
         let fill = |range: Range<usize>, out: &mut [u16]| {
             for (row, out) in range.zip(out.chunks_exact_mut(stride)) {
@@ -46,7 +53,7 @@ impl Linear {
         // SAFETY: the block was made just above with that many elements.
         unsafe { staging.upload(weight.address(), (rows, stride), fill)? };
         let bias = bias.map(|bias| Vector::upload(gpu, staging, bias)).transpose()?;
-        Ok(Self { weight, bias, outputs, inputs })
+        Ok(Self { weight: Arc::new(weight), bias, outputs, inputs, slot_lanes })
     }
 
     /// Address of the bias, or 0.

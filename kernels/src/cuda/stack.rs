@@ -1,0 +1,262 @@
+//! Adapters whose A lies below the base weights, so that one product gives both: `[y, h] = x [W, A]ᵀ`.
+//!
+//! Every weight of a site has room behind its outputs for the lanes of a few adapters, cut into slots. A step whose adapters
+//! fit needs no shrink of its own; who was there in the step before lies there still.
+
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use super::CudaBackend;
+use super::adapter::{Adapter, Resident};
+use super::gpu::Shape;
+use super::kernel_args::Stack as StackArgs;
+use super::lora::Place;
+use super::memory::{Block, Workspace, padded};
+use super::weights::Linear;
+use crate::error::Result;
+
+/// Ranks of a slot, for each part of a site.
+pub(super) const SLOT_RANKS: usize = 16;
+/// Slots below a weight.
+pub(super) const SLOTS: usize = 8;
+/// Blocks that share the copy of a site's A.
+const COPY_SHARES: usize = 16;
+/// Words of `StackPlace` in `stack.cu`.
+const PLACE_WORDS: usize = 4;
+
+/// What lies below the weights.
+#[derive(Debug, Default)]
+pub(super) struct Stack {
+    /// By [`Site::slot`](crate::Site::slot): the weights whose products have run last.
+    weights: Vec<Option<Arc<Block>>>,
+    places: Vec<[u32; PLACE_WORDS]>,
+    /// The same on the device.
+    table: Workspace,
+    /// Whether it is.
+    sent: bool,
+    slots: Slots<Weak<Resident>>,
+    wanted: Vec<(Weak<Resident>, usize)>,
+    fresh: Vec<usize>,
+}
+
+impl Stack {
+    /// Remembers a weight. Says whether it was the place's already.
+    fn learn(&mut self, place: Place, weight: &Linear) -> bool {
+        let at = place.site.slot(place.layer);
+        if self.weights.len() <= at {
+            self.weights.resize(at + 1, None);
+            self.places.resize(at + 1, [0; PLACE_WORDS]);
+        }
+        if self.weights[at].as_ref().is_some_and(|known| Arc::ptr_eq(known, &weight.weight)) {
+            return true;
+        }
+        let inputs = padded(weight.inputs);
+        let lanes = weight.weight.address() + (padded(weight.outputs) * inputs * 2) as u64;
+        let words = [lanes as u32, (lanes >> 32) as u32, inputs as u32, weight.slot_lanes as u32];
+        self.places[at] = words;
+        self.weights[at] = Some(weight.weight.clone());
+        // Nothing lies below this one.
+        self.slots = Slots::default();
+        self.sent = false;
+        false
+    }
+
+    /// Whether there is a weight with room at every site of a model of so many.
+    fn is_complete(&self, sites: usize) -> bool {
+        self.weights.len() == sites && self.places.iter().all(|words| words[3] > 0)
+    }
+}
+
+impl CudaBackend {
+    /// Finds slots for the step's adapters and has those copied that are new there. Where they do not fit, or before all
+    /// weights have been seen, the step has no slots.
+    pub(super) fn stack_adapters(&mut self) -> Result<()> {
+        let stack = &mut self.stack;
+        self.step.stacked = 0;
+        let Some(first) = self.step.lora.first() else { return Ok(()) };
+        let sites = first.adapter.sites().len();
+        if !stack.is_complete(sites) || !self.step.has_lora() {
+            return Ok(());
+        }
+        stack.wanted.clear();
+        for segment in &self.step.lora {
+            let key = segment.adapter.resident();
+            if !stack.wanted.iter().any(|(known, _)| known.ptr_eq(&key)) {
+                let slots = segment.adapter.max_rank().div_ceil(SLOT_RANKS);
+                stack.wanted.push((key, slots.max(1)));
+            }
+        }
+        stack.fresh.clear();
+        let same = |a: &Weak<Resident>, b: &Weak<Resident>| a.ptr_eq(b);
+        let Some(end) = stack.slots.place(&stack.wanted, same, &mut stack.fresh) else {
+            return Ok(());
+        };
+        self.step.stacked = end.next_power_of_two();
+        for segment in &mut self.step.lora {
+            let key = segment.adapter.resident();
+            let slot = stack.slots.of(|held| held.ptr_eq(&key));
+            segment.slot = slot.map_or(0, |slots| slots.start);
+        }
+        if stack.fresh.is_empty() {
+            return Ok(());
+        }
+        let copied = self.copy_fresh();
+        if copied.is_err() {
+            self.stack.slots = Slots::default();
+        }
+        copied
+    }
+
+    fn copy_fresh(&mut self) -> Result<()> {
+        let stack = &mut self.stack;
+        if !stack.sent {
+            let words = stack.places.as_flattened();
+            stack.table.reserve(&self.gpu, 4 * words.len(), "the places of adapters")?;
+            // SAFETY: reserved just above, and read on the compute stream alone.
+            unsafe { self.letters.send(stack.table.address(), words)? };
+            stack.sent = true;
+        }
+        for &index in &stack.fresh {
+            let key = &stack.wanted[index].0;
+            let of_step = |adapter: &Adapter| adapter.resident().ptr_eq(key);
+            let segment = self.step.lora.iter().find(|segment| of_step(&segment.adapter));
+            let Some(segment) = segment else { continue };
+            let args = StackArgs {
+                sites: segment.adapter.table(),
+                places: stack.table.address(),
+                slot: segment.slot as u32,
+                unused: 0,
+            };
+            let shape = Shape::new([stack.places.len(), COPY_SHARES, 1], 256);
+            // SAFETY: the adapter is on the device, the step holds it, and it fits the model; the weights live as long as
+            // `stack` remembers them, and have room for all slots.
+            unsafe { self.gpu.launch(&self.kernels.stack, &self.gpu.compute, shape, &args)? };
+        }
+        Ok(())
+    }
+
+    /// Lanes below `weight` that its product is to give as well; 0 where the step's adapters do not lie there.
+    pub(super) fn stacked_lanes(&mut self, place: Place, weight: &Linear) -> usize {
+        if self.stack.learn(place, weight) { self.step.stacked * weight.slot_lanes } else { 0 }
+    }
+}
+
+/// Who has which slots.
+#[derive(Debug)]
+struct Slots<K> {
+    held: Vec<(K, Range<usize>)>,
+}
+
+impl<K> Default for Slots<K> {
+    fn default() -> Self {
+        Self { held: Vec::new() }
+    }
+}
+
+impl<K: Clone> Slots<K> {
+    /// Finds slots for adapters that want so many each, and adds to `fresh` which of them have not had theirs before.
+    /// Returns the end of all; `None` where together they want too many. As few as there need be are in use, up to the next
+    /// power of two, which is what a product takes longer for.
+    fn place(
+        &mut self,
+        wanted: &[(K, usize)],
+        same: impl Fn(&K, &K) -> bool,
+        fresh: &mut Vec<usize>,
+    ) -> Option<usize> {
+        let total: usize = wanted.iter().map(|(_, slots)| slots).sum();
+        if total > SLOTS {
+            return None;
+        }
+        let end = total.next_power_of_two();
+        let stays = |held: &(K, Range<usize>)| {
+            held.1.end <= end && wanted.iter().any(|(key, _)| same(key, &held.0))
+        };
+        let mut taken = [false; SLOTS];
+        for (_, slots) in self.held.iter().filter(|held| stays(held)) {
+            taken[slots.clone()].fill(true);
+        }
+        for (index, (key, slots)) in wanted.iter().enumerate() {
+            if self.held.iter().any(|held| same(&held.0, key) && stays(held)) {
+                continue;
+            }
+            let Some(start) = (0..=end - slots).find(|&at| !taken[at..at + slots].contains(&true))
+            else {
+                // What is free lies in pieces.
+                return self.place_anew(wanted, fresh);
+            };
+            let found = start..start + slots;
+            taken[found.clone()].fill(true);
+            let apart = |held: &Range<usize>| held.end <= found.start || found.end <= held.start;
+            self.held.retain(|held| !same(&held.0, key) && apart(&held.1));
+            self.held.push((key.clone(), found));
+            fresh.push(index);
+        }
+        let used = self.held.iter().filter(|held| stays(held));
+        used.map(|held| held.1.end).max()
+    }
+
+    fn place_anew(&mut self, wanted: &[(K, usize)], fresh: &mut Vec<usize>) -> Option<usize> {
+        self.held.clear();
+        fresh.clear();
+        let mut end = 0;
+        for (index, (key, slots)) in wanted.iter().enumerate() {
+            self.held.push((key.clone(), end..end + slots));
+            fresh.push(index);
+            end += slots;
+        }
+        Some(end)
+    }
+
+    fn of(&self, is: impl Fn(&K) -> bool) -> Option<Range<usize>> {
+        self.held.iter().find(|held| is(&held.0)).map(|held| held.1.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Places adapters of so many slots each; who is fresh, and the end. Checks that none overlap.
+    fn place(slots: &mut Slots<char>, wanted: &[(char, usize)]) -> Option<(String, usize)> {
+        let mut fresh = Vec::new();
+        let end = slots.place(wanted, |a, b| a == b, &mut fresh)?;
+        let mut taken = [false; SLOTS];
+        for (key, count) in wanted {
+            let own = slots.of(|held| held == key).expect("it has its slots");
+            assert!(own.len() == *count && own.end <= end, "{key} has {own:?} of {end}");
+            assert!(!taken[own.clone()].contains(&true), "{key} shares {own:?}");
+            taken[own].fill(true);
+        }
+        Some((fresh.iter().map(|&index| wanted[index].0).collect(), end))
+    }
+
+    #[test]
+    fn who_has_slots_keeps_them_and_others_give_way() {
+        let mut slots = Slots::default();
+        let fresh = |text: &str, end| Some((text.to_owned(), end));
+        assert_eq!(place(&mut slots, &[('a', 1)]), fresh("a", 1));
+        assert_eq!(place(&mut slots, &[('a', 1), ('b', 1)]), fresh("b", 2));
+        assert_eq!(place(&mut slots, &[('b', 1), ('a', 1), ('c', 1)]), fresh("c", 3));
+        assert_eq!(place(&mut slots, &[('a', 1), ('b', 1)]), fresh("", 2));
+        // A single one does not lie behind the places of others that are not there.
+        assert_eq!(place(&mut slots, &[('b', 1)]), fresh("b", 1));
+        // c has kept its slot meanwhile, b has moved, and a comes back.
+        assert_eq!(place(&mut slots, &[('a', 1), ('b', 1), ('c', 1)]), fresh("a", 3));
+        let all: Vec<_> = "stuvwxyz".chars().map(|key| (key, 1)).collect();
+        assert_eq!(place(&mut slots, &all), fresh("stuvwxyz", 8));
+        assert_eq!(place(&mut slots, &all[4..]), fresh("wxyz", 4));
+    }
+
+    #[test]
+    fn high_ranks_take_neighbouring_slots() {
+        let mut slots = Slots::default();
+        assert_eq!(place(&mut slots, &[('a', 4), ('b', 4)]), Some(("ab".into(), 8)));
+        assert_eq!(place(&mut slots, &[('b', 4), ('c', 1), ('d', 1)]), Some(("cd".into(), 8)));
+        assert_eq!(place(&mut slots, &[('e', 3), ('b', 4)]), Some(("e".into(), 8)));
+        // Two slots are free, one on each side of another.
+        let mut slots = Slots::default();
+        place(&mut slots, &[('a', 1), ('b', 2), ('c', 1)]).unwrap();
+        assert_eq!(place(&mut slots, &[('b', 2), ('d', 2)]), Some(("bd".into(), 4)));
+        assert_eq!(place(&mut slots, &[('a', 8), ('b', 1)]), None);
+    }
+}
