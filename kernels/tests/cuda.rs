@@ -36,13 +36,15 @@ use world::{Probe, World};
 /// values, and of those few: a rounded tie between two keys can change a whole row.
 const TOLERANCE: (f64, f64) = (0.12, 0.8);
 
-fn cuda(graph_rows: &[usize], stacked: bool) -> CudaBackend {
+fn cuda(graph_rows: &[usize], slots: usize) -> CudaBackend {
     // One backend stays open: the last to go would close the device, which takes long to open.
     static OPEN: OnceLock<Mutex<CudaBackend>> = OnceLock::new();
     let kernel_cache = Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cubin"));
-    let options = |graph_rows| CudaOptions { device: 0, kernel_cache, graph_rows, stacked };
+    let options = |graph_rows| CudaOptions { device: 0, kernel_cache, graph_rows };
     OPEN.get_or_init(|| Mutex::new(CudaBackend::new(options.clone()(Vec::new())).unwrap()));
-    CudaBackend::new(options(graph_rows.to_vec())).unwrap()
+    let mut backend = CudaBackend::new(options(graph_rows.to_vec())).unwrap();
+    backend.make_slots(slots);
+    backend
 }
 
 fn wide_cases() -> Vec<Case> {
@@ -104,10 +106,10 @@ fn wide_shapes_agree_with_the_reference() {
             let (case, world, plan) = (&case, &world, &plan);
             let job = Job { case, world, plan, probe, draws: None };
             let expected = widened(&run_case(ReferenceBackend::new, &job).0);
-            for (graph_rows, stacked) in [(&[][..], false), (&[], true), (&[4, 8], true)] {
-                let found: Outputs = run_case(|| cuda(graph_rows, stacked), &job).0;
+            for (graph_rows, slots) in [(&[][..], 0), (&[], 8), (&[4, 8], 8)] {
+                let found: Outputs = run_case(|| cuda(graph_rows, slots), &job).0;
                 assert_consistent(case, world, &found);
-                let how = format!("{probe:?}, graphs at {graph_rows:?}, stacked: {stacked}");
+                let how = format!("{probe:?}, graphs at {graph_rows:?}, {slots} slots");
                 let name = format!("{}, {how}", case.name);
                 assert_mostly_close(&name, &expected, &found);
             }

@@ -44,10 +44,11 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
         generation_defaults: checkpoint.generation_defaults(),
     };
     let model = checkpoint.config.clone();
+    let slots = memory::adapter_slots(&config.lora, &model);
     let built = match config.device {
         Device::Reference => build(ReferenceBackend::new(), &config, checkpoint, progress)?,
-        Device::Cuda => build(cuda(&config)?, &config, checkpoint, progress)?,
-        Device::Auto if has_gpu() => build(cuda(&config)?, &config, checkpoint, progress)?,
+        Device::Cuda => build(cuda(&config, slots)?, &config, checkpoint, progress)?,
+        Device::Auto if has_gpu() => build(cuda(&config, slots)?, &config, checkpoint, progress)?,
         Device::Auto | Device::Cpu => {
             build(cpu(&config, &checkpoint)?, &config, checkpoint, progress)?
         }
@@ -160,7 +161,7 @@ fn has_gpu() -> bool {
     }
 }
 
-fn cuda(config: &EngineConfig) -> Result<CudaBackend> {
+fn cuda(config: &EngineConfig, slots: usize) -> Result<CudaBackend> {
     if !matches!(config.dtype, None | Some(DType::Bf16)) {
         return Err(Error::invalid("the GPU computes in bfloat16 alone; leave --dtype out"));
     }
@@ -169,12 +170,13 @@ fn cuda(config: &EngineConfig) -> Result<CudaBackend> {
             "quantization int8 is for the CPU, the GPU multiplies bfloat16 alone; leave --quantization out or take --device cpu",
         ));
     }
-    Ok(CudaBackend::new(CudaOptions {
+    let mut backend = CudaBackend::new(CudaOptions {
         device: 0,
         kernel_cache: config.kernel_cache.clone(),
         graph_rows: CudaOptions::usual_graph_rows(),
-        stacked: config.lora.enabled,
-    })?)
+    })?;
+    backend.make_slots(slots);
+    Ok(backend)
 }
 
 fn cpu(config: &EngineConfig, checkpoint: &Checkpoint) -> Result<CpuBackend> {
@@ -230,7 +232,7 @@ mod tests {
             quantization: Some(Quantization::Int8),
             ..EngineConfig::new("some/model")
         };
-        let error = cuda(&config).unwrap_err().message;
+        let error = cuda(&config, 0).unwrap_err().message;
         assert!(error.contains("int8") && error.contains("--device cpu"), "{error}");
     }
 }

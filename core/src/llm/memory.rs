@@ -2,7 +2,7 @@
 
 use loraplex_kernels::{DType, DeviceMemory, KvShape};
 
-use crate::config::{CacheConfig, CacheSize, PoolSize};
+use crate::config::{CacheConfig, CacheSize, LoraConfig, PoolSize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelConfig;
 
@@ -87,6 +87,14 @@ pub(super) fn adapter_pool(
             adapters.saturating_mul(one + one / 8)
         }
     }
+}
+
+/// Slots for A of adapters below the weights on a GPU: for as many adapters of rank 16 as the pool holds, whose memory they
+/// add half to.
+pub(super) fn adapter_slots(lora: &LoraConfig, model: &ModelConfig) -> usize {
+    let pool = adapter_pool(lora.pool, lora.max_rank, model, DType::Bf16);
+    let one = adapter_pool(PoolSize::Adapters(1), 16, model, DType::Bf16);
+    if lora.enabled { pool / one.max(1) } else { 0 }
 }
 
 /// The model's length under a cache of `blocks` blocks: what was asked for must fit, the model's own limit is cut.

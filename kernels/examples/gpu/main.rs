@@ -12,21 +12,25 @@ mod model;
 
 use std::error::Error;
 
-use loraplex_kernels::Site;
 use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
+use loraplex_kernels::{KernelError, Site};
 
 use bench::Bench;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // As where there is no room for adapters below the weights.
+    let slots = if arguments.first() == Some(&"--no-slots") { 0 } else { 64 };
+    arguments.retain(|&argument| argument != "--no-slots");
     let open = |graph_rows: Vec<usize>| {
-        CudaBackend::new(CudaOptions {
+        let mut backend = CudaBackend::new(CudaOptions {
             device: 0,
             kernel_cache: Some(std::env::temp_dir().join("loraplex-cubin")),
             graph_rows,
-            stacked: true,
-        })
+        })?;
+        backend.make_slots(slots);
+        Ok::<_, KernelError>(backend)
     };
     match arguments[..] {
         ["bench", out] => {
@@ -58,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["draw"] => draws::run(open(Vec::new())?)?,
         _ => println!(
-            "gpu bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw"
+            "gpu [--no-slots] bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw"
         ),
     }
     Ok(())

@@ -13,13 +13,9 @@ use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXE
 
 use super::error::Context as _;
 use super::gpu::Gpu;
-use super::stack::SLOTS;
 use super::step::{Counts, SMALL_TILE, StepState};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
-
-/// Tiles that a form of many rows has room for: so many, or one a row.
-pub(super) const FEW_TILES: [usize; 2] = [8, 16];
 
 /// What decides the launches of a step with one row a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,9 +31,8 @@ pub(super) struct Form {
 
 impl Form {
     /// The form of a step that is padded to `rows` rows. Lanes are rounded up, so that ranks that are about the same
-    /// share a graph, and so are tiles, which are counted only where products are cuBLASLt's (`many`): beside those more blocks
-    /// share a tile's K where tiles are few.
-    pub(super) fn of(step: &StepState, rows: usize, many: bool) -> Self {
+    /// share a graph, and so are tiles.
+    pub(super) fn of(step: &StepState, rows: usize) -> Self {
         let mut lanes = step.lanes;
         for (lanes, site) in lanes.iter_mut().zip(Site::ALL) {
             let parts = site.parts().len();
@@ -47,12 +42,11 @@ impl Form {
         }
         let count = step.tile_count();
         let whole = rows.div_ceil(SMALL_TILE);
-        let few = match step.stacked {
-            0 => FEW_TILES.into_iter().find(|&tiles| many && count <= tiles),
-            // Each adapter, and those rows between that have none, may end with a tile that is not full.
-            _ => [1, SLOTS + 1, 2 * SLOTS + 1].map(|more| whole + more).into_iter().find(|&tiles| count <= tiles),
-        };
-        Self { rows, lanes, tiles: few.unwrap_or(rows).min(rows), stacked: step.stacked }
+        // The kernels that come with adapters below the weights have blocks for each tile. Of every adapter, and of the rows
+        // without any, the last tile may not be full.
+        let few = [whole + 1, whole + step.stacked + 1].into_iter().find(|&most| count <= most);
+        let tiles = few.filter(|_| step.stacked > 0).unwrap_or(rows).min(rows);
+        Self { rows, lanes, tiles, stacked: step.stacked }
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -115,8 +109,8 @@ impl Graphs {
         self.sizes.last().copied().unwrap_or(0)
     }
 
-    /// How a step of `rows` rows starts; `most` is what the buffers hold, and more rows than `few` are many.
-    pub(super) fn start(&mut self, step: &StepState, most: usize, few: usize) -> Start {
+    /// How a step starts; `most` is how many rows the buffers hold.
+    pub(super) fn start(&mut self, step: &StepState, most: usize) -> Start {
         let size = self.sizes.iter().copied().find(|&size| size >= step.rows);
         let Some(size) = size.filter(|&size| step.rows > 0 && size <= most) else {
             return Start::Plain;
@@ -124,7 +118,7 @@ impl Graphs {
         if !step.decodes_only() {
             return Start::Plain;
         }
-        let form = Form::of(step, size, size > few);
+        let form = Form::of(step, size);
         match self.stages.get(&form) {
             None => {
                 self.stages.insert(form, Stage::Seen);

@@ -5,11 +5,9 @@ use super::CudaBackend;
 use super::error::check;
 use super::gemm::{Operands, Product};
 use super::gpu::Shape;
-use super::graphs::FEW_TILES;
 use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
 use super::product::{FewRows, three};
-use super::stack::SLOTS;
 use super::step::{LARGE_TILE, MOST_SMALL};
 use super::weights::{Linear, product_rows};
 use crate::error::Result;
@@ -31,7 +29,7 @@ const EXPAND_BLOCKS: usize = 5;
 /// beside cuBLASLt's, which leave no room. Blocks of a second wave would take as long as all others together.
 const SHRINK_BLOCKS_FEW: usize = 1;
 const SHRINK_BLOCKS: usize = 3;
-/// How many tiles are reckoned with: as many as there are where they are few, else one a row.
+/// How many tiles are reckoned with at most: one a row.
 const USUAL_TILES: usize = 64;
 /// Lanes that the workspace has at least: rank 64 on three parts.
 const LEAST_LANES: usize = 192;
@@ -70,7 +68,7 @@ impl CudaBackend {
         let (inputs, outputs) = (padded(weight.inputs), padded(weight.outputs));
         let most = product_rows(self.most_rows.max(rows));
         let y = &mut self.work.products;
-        let widest = outputs + SLOTS * weight.slot_lanes;
+        let widest = outputs + self.slots * weight.slot_lanes;
         if y.reserve(&self.gpu, most * widest * 2, "matrix products")? {
             self.graphs.forget()?;
         }
@@ -169,11 +167,7 @@ impl CudaBackend {
         if rows > MOST_SMALL || self.gpu.probe.capability.0 < 9 {
             return 1;
         }
-        let tiles = match self.step.counts.tiles {
-            few if few <= FEW_TILES[FEW_TILES.len() - 1] => few,
-            _ => rows.min(USUAL_TILES),
-        };
-        let blocks = tiles * lanes.div_ceil(BLOCK_LANES);
+        let blocks = rows.min(USUAL_TILES) * lanes.div_ceil(BLOCK_LANES);
         let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
         let room = each * self.gpu.probe.multiprocessors / blocks;
         let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);

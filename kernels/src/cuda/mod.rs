@@ -68,7 +68,7 @@ use graphs::{Graphs, Start};
 use kernels::Kernels;
 use memory::{Block, Workspace, padded};
 use sample::Sampler;
-use stack::{SLOT_RANKS, SLOTS, Stack};
+use stack::{MOST_SLOTS, SLOT_RANKS, Stack};
 use staging::{Letters, Staging};
 use step::StepState;
 
@@ -89,8 +89,6 @@ pub struct CudaOptions {
     /// Row counts that steps of decodes are padded to and captured at; none switches graphs off. A backend with graphs
     /// serves one model: a step of a form that it has captured replays the operations of that time.
     pub graph_rows: Vec<usize>,
-    /// Whether weights get room for adapters below them, 2% of a model's memory: steps with few adapters are faster then.
-    pub stacked: bool,
 }
 
 impl CudaOptions {
@@ -122,7 +120,8 @@ pub struct CudaBackend {
     idle: CudaEvent,
     /// Group size and count of the prefill tiles that were sent for this step.
     prefill: Option<(usize, usize)>,
-    stacked: bool,
+    /// How many slots for adapters are below weights.
+    slots: usize,
     stack: Stack,
     words: Vec<u32>,
     /// Rows of the smallest buffer, which bound a padded step, and of the largest.
@@ -180,7 +179,7 @@ impl CudaBackend {
             room: Arc::default(),
             idle: gpu.context.new_event(None).during("making an event")?,
             prefill: None,
-            stacked: options.stacked,
+            slots: 0,
             stack: Stack::default(),
             words: Vec::new(),
             least_rows: usize::MAX,
@@ -194,6 +193,13 @@ impl CudaBackend {
         probe(device)
     }
 
+    /// Weights that are made from here on have room below them for adapters of `slots` times 16 ranks, 64 at most: steps whose
+    /// adapters find room there need no products of their own for A. A slot takes as much memory as A of an adapter of rank 16
+    /// on all projections.
+    pub fn make_slots(&mut self, slots: usize) {
+        self.slots = slots.min(MOST_SLOTS);
+    }
+
     /// A weight `[outputs, inputs]` of random numbers, uniform in ±`amplitude`, made on the device; the outputs of all parts
     /// lie one behind the other.
     pub fn random_linear(
@@ -204,9 +210,9 @@ impl CudaBackend {
         seed: u64,
     ) -> Result<Linear> {
         let outputs: usize = parts.iter().sum();
-        let slot_lanes = if self.stacked { SLOT_RANKS * parts.len() } else { 0 };
+        let slot_lanes = if self.slots > 0 { SLOT_RANKS * parts.len() } else { 0 };
         let stride = padded(inputs);
-        let elements = (padded(outputs) + SLOTS * slot_lanes) * stride;
+        let elements = (padded(outputs) + self.slots * slot_lanes) * stride;
         let weight = Block::new(&self.gpu, elements * 2, "weights")?;
         let args = kernel_args::Random {
             out: weight.address(),
@@ -247,7 +253,7 @@ impl CudaBackend {
         let sampler = std::cell::RefCell::new(&mut self.sampler);
         self.step.take(step, |row| sampler.borrow_mut().token(row))?;
         self.stack_adapters()?;
-        let start = self.graphs.start(&self.step, self.least_rows, self.most_few());
+        let start = self.graphs.start(&self.step, self.least_rows);
         if let Start::Replay(_) = start {
             self.check_limits()?;
         }
@@ -325,7 +331,7 @@ impl Backend for CudaBackend {
     }
 
     fn upload_linear(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Linear> {
-        Linear::upload(&self.gpu, &mut self.staging, parts, bias, self.stacked)
+        Linear::upload(&self.gpu, &mut self.staging, parts, bias, self.slots)
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<Vector> {

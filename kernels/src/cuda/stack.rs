@@ -17,8 +17,10 @@ use crate::error::Result;
 
 /// Ranks of a slot, for each part of a site.
 pub(super) const SLOT_RANKS: usize = 16;
-/// Slots below a weight.
-pub(super) const SLOTS: usize = 8;
+/// How many slots products are made with: as many as a step needs, rounded up.
+const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
+/// The most that anybody makes use of.
+pub(super) const MOST_SLOTS: usize = SIZES[SIZES.len() - 1];
 /// Blocks that share the copy of a site's A.
 const COPY_SHARES: usize = 16;
 /// Words of `StackPlace` in `stack.cu`.
@@ -88,10 +90,11 @@ impl CudaBackend {
         }
         stack.fresh.clear();
         let same = |a: &Weak<Resident>, b: &Weak<Resident>| a.ptr_eq(b);
-        let Some(end) = stack.slots.place(&stack.wanted, same, &mut stack.fresh) else {
+        let Some(size) = stack.slots.place(&stack.wanted, self.slots, same, &mut stack.fresh)
+        else {
             return Ok(());
         };
-        self.step.stacked = end.next_power_of_two();
+        self.step.stacked = size;
         for segment in &mut self.step.lora {
             let key = segment.adapter.resident();
             let slot = stack.slots.of(|held| held.ptr_eq(&key));
@@ -145,57 +148,58 @@ impl CudaBackend {
 #[derive(Debug)]
 struct Slots<K> {
     held: Vec<(K, Range<usize>)>,
+    /// Whether the adapters of this step have them.
+    taken: Vec<bool>,
 }
 
 impl<K> Default for Slots<K> {
     fn default() -> Self {
-        Self { held: Vec::new() }
+        Self { held: Vec::new(), taken: Vec::new() }
     }
 }
 
 impl<K: Clone> Slots<K> {
     /// Finds slots for adapters that want so many each, and adds to `fresh` which of them have not had theirs before.
-    /// Returns the end of all; `None` where together they want too many. As few as there need be are in use, up to the next
-    /// power of two, which is what a product takes longer for.
+    /// Returns the least of [`SIZES`] that is enough; `None` where that is more than `most`. All lie below it, since a product
+    /// gives all of them.
     fn place(
         &mut self,
         wanted: &[(K, usize)],
+        most: usize,
         same: impl Fn(&K, &K) -> bool,
         fresh: &mut Vec<usize>,
     ) -> Option<usize> {
         let total: usize = wanted.iter().map(|(_, slots)| slots).sum();
-        if total > SLOTS {
-            return None;
-        }
-        let end = total.next_power_of_two();
+        let end = SIZES.into_iter().find(|&size| total <= size && size <= most)?;
         let stays = |held: &(K, Range<usize>)| {
             held.1.end <= end && wanted.iter().any(|(key, _)| same(key, &held.0))
         };
-        let mut taken = [false; SLOTS];
+        self.taken.clear();
+        self.taken.resize(end, false);
         for (_, slots) in self.held.iter().filter(|held| stays(held)) {
-            taken[slots.clone()].fill(true);
+            self.taken[slots.clone()].fill(true);
         }
         for (index, (key, slots)) in wanted.iter().enumerate() {
             if self.held.iter().any(|held| same(&held.0, key) && stays(held)) {
                 continue;
             }
-            let Some(start) = (0..=end - slots).find(|&at| !taken[at..at + slots].contains(&true))
-            else {
+            let is_free = |&at: &usize| !self.taken[at..at + slots].contains(&true);
+            let Some(start) = (0..=end - slots).find(is_free) else {
                 // What is free lies in pieces.
-                return self.place_anew(wanted, fresh);
+                self.place_anew(wanted, fresh);
+                break;
             };
             let found = start..start + slots;
-            taken[found.clone()].fill(true);
+            self.taken[found.clone()].fill(true);
             let apart = |held: &Range<usize>| held.end <= found.start || found.end <= held.start;
             self.held.retain(|held| !same(&held.0, key) && apart(&held.1));
             self.held.push((key.clone(), found));
             fresh.push(index);
         }
-        let used = self.held.iter().filter(|held| stays(held));
-        used.map(|held| held.1.end).max()
+        Some(end)
     }
 
-    fn place_anew(&mut self, wanted: &[(K, usize)], fresh: &mut Vec<usize>) -> Option<usize> {
+    fn place_anew(&mut self, wanted: &[(K, usize)], fresh: &mut Vec<usize>) {
         self.held.clear();
         fresh.clear();
         let mut end = 0;
@@ -204,7 +208,6 @@ impl<K: Clone> Slots<K> {
             fresh.push(index);
             end += slots;
         }
-        Some(end)
     }
 
     fn of(&self, is: impl Fn(&K) -> bool) -> Option<Range<usize>> {
@@ -216,11 +219,11 @@ impl<K: Clone> Slots<K> {
 mod tests {
     use super::*;
 
-    /// Places adapters of so many slots each; who is fresh, and the end. Checks that none overlap.
+    /// Places adapters of so many slots each, 8 at most; who is fresh, and the size. Checks that none overlap.
     fn place(slots: &mut Slots<char>, wanted: &[(char, usize)]) -> Option<(String, usize)> {
         let mut fresh = Vec::new();
-        let end = slots.place(wanted, |a, b| a == b, &mut fresh)?;
-        let mut taken = [false; SLOTS];
+        let end = slots.place(wanted, 8, |a, b| a == b, &mut fresh)?;
+        let mut taken = [false; 8];
         for (key, count) in wanted {
             let own = slots.of(|held| held == key).expect("it has its slots");
             assert!(own.len() == *count && own.end <= end, "{key} has {own:?} of {end}");
@@ -236,12 +239,12 @@ mod tests {
         let fresh = |text: &str, end| Some((text.to_owned(), end));
         assert_eq!(place(&mut slots, &[('a', 1)]), fresh("a", 1));
         assert_eq!(place(&mut slots, &[('a', 1), ('b', 1)]), fresh("b", 2));
-        assert_eq!(place(&mut slots, &[('b', 1), ('a', 1), ('c', 1)]), fresh("c", 3));
+        assert_eq!(place(&mut slots, &[('b', 1), ('a', 1), ('c', 1)]), fresh("c", 4));
         assert_eq!(place(&mut slots, &[('a', 1), ('b', 1)]), fresh("", 2));
         // A single one does not lie behind the places of others that are not there.
         assert_eq!(place(&mut slots, &[('b', 1)]), fresh("b", 1));
         // c has kept its slot meanwhile, b has moved, and a comes back.
-        assert_eq!(place(&mut slots, &[('a', 1), ('b', 1), ('c', 1)]), fresh("a", 3));
+        assert_eq!(place(&mut slots, &[('a', 1), ('b', 1), ('c', 1)]), fresh("a", 4));
         let all: Vec<_> = "stuvwxyz".chars().map(|key| (key, 1)).collect();
         assert_eq!(place(&mut slots, &all), fresh("stuvwxyz", 8));
         assert_eq!(place(&mut slots, &all[4..]), fresh("wxyz", 4));

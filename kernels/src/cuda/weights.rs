@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use super::error::{check, mismatch};
 use super::gpu::Gpu;
 use super::memory::{Block, padded};
-use super::stack::{SLOT_RANKS, SLOTS};
+use super::stack::SLOT_RANKS;
 use super::staging::Staging;
 use crate::args::KvShape;
 use crate::backend::BufferKind;
@@ -28,13 +28,13 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// With room for adapters if `stacked`.
+    /// With `slots` slots for adapters.
     pub(super) fn upload(
         gpu: &Arc<Gpu>,
         staging: &mut Staging,
         parts: &[HostTensor],
         bias: Option<&[f32]>,
-        stacked: bool,
+        slots: usize,
     ) -> Result<Self> {
         let inputs = parts.first().map_or(0, |part| part.cols);
         let outputs = parts.iter().map(|part| part.rows).sum();
@@ -42,8 +42,8 @@ impl Linear {
             check("columns of a stacked weight", inputs, part.cols)?;
         }
         check("bias", outputs, bias.map_or(outputs, <[f32]>::len))?;
-        let slot_lanes = if stacked { SLOT_RANKS * parts.len() } else { 0 };
-        let (rows, stride) = (padded(outputs) + SLOTS * slot_lanes, padded(inputs));
+        let slot_lanes = if slots > 0 { SLOT_RANKS * parts.len() } else { 0 };
+        let (rows, stride) = (padded(outputs) + slots * slot_lanes, padded(inputs));
         let weight = Block::new(gpu, rows * stride * size_of::<bf16>(), "weights")?;
         let fill = |range: Range<usize>, out: &mut [u16]| {
             for (row, out) in range.zip(out.chunks_exact_mut(stride)) {

@@ -62,20 +62,22 @@ fn backends() -> Vec<Subject> {
         }
     }
     if CudaBackend::probe(0).is_ok() {
-        subjects.push(subject("cuda", false, || cuda(&[], false)));
-        subjects.push(subject("cuda, adapters below weights", false, || cuda(&[], true)));
+        subjects.push(subject("cuda", false, || cuda(&[], 0)));
+        subjects.push(subject("cuda, adapters below weights", false, || cuda(&[], 8)));
     }
     subjects
 }
 
 /// The first GPU; steps of decodes are padded to `graph_rows` and captured.
-fn cuda(graph_rows: &[usize], stacked: bool) -> CudaBackend {
+fn cuda(graph_rows: &[usize], slots: usize) -> CudaBackend {
     // One backend stays open: the last to go would close the device, which takes long to open.
     static OPEN: OnceLock<Mutex<CudaBackend>> = OnceLock::new();
     let kernel_cache = Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cubin"));
-    let options = |graph_rows| CudaOptions { device: 0, kernel_cache, graph_rows, stacked };
+    let options = |graph_rows| CudaOptions { device: 0, kernel_cache, graph_rows };
     OPEN.get_or_init(|| Mutex::new(CudaBackend::new(options.clone()(Vec::new())).unwrap()));
-    CudaBackend::new(options(graph_rows.to_vec())).unwrap()
+    let mut backend = CudaBackend::new(options(graph_rows.to_vec())).unwrap();
+    backend.make_slots(slots);
+    backend
 }
 
 fn subject<B: Backend>(name: &str, bit_identical: bool, make: impl Fn() -> B + 'static) -> Subject {
@@ -153,7 +155,7 @@ fn replayed_steps_agree_with_the_reference() {
         return;
     }
     let reference = subject("reference", true, ReferenceBackend::new);
-    let replayed = subject("cuda, replayed", false, || cuda(&[2, 4, 16], true));
+    let replayed = subject("cuda, replayed", false, || cuda(&[2, 4, 16], 8));
     // Steps that fill the cache with NaN come one row a sequence where blocks hold one token, but from another table.
     for case in cases().into_iter().filter(|case| case.block_size > 1) {
         let (world, plan, probe) = (World::new(&case), Plan::mixed(&case), Probe::Decoder);
