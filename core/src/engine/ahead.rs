@@ -13,6 +13,8 @@ use crate::scheduler::StepPlan;
 
 /// Of the time that the last step took, what passes before the next one is queued.
 const LATE: f64 = 0.75;
+/// How often a step is asked meanwhile whether it has ended.
+const GLANCE: Duration = Duration::from_micros(250);
 
 /// The steps under way.
 #[derive(Debug)]
@@ -80,13 +82,19 @@ impl Engine {
             return true;
         }
         let late = self.flight.since + self.flight.took.mul_f64(LATE);
-        match self.commands.recv_timeout(late.saturating_duration_since(Instant::now())) {
-            Ok(command) => self.held = Some(command),
-            Err(RecvTimeoutError::Timeout) => return false,
-            // Who drains the queue finds out as well.
-            Err(RecvTimeoutError::Disconnected) => {}
+        loop {
+            // It may be shorter than the last.
+            let left = late.saturating_duration_since(Instant::now());
+            let left = if self.runner.has_ended() { Duration::ZERO } else { left.min(GLANCE) };
+            match self.commands.recv_timeout(left) {
+                Ok(command) => self.held = Some(command),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return false,
+                Err(RecvTimeoutError::Timeout) => continue,
+                // Who drains the queue finds out as well.
+                Err(RecvTimeoutError::Disconnected) => {}
+            }
+            return true;
         }
-        true
     }
 
     /// Collects the step under way, if there is one, and hands its tokens out.

@@ -59,6 +59,10 @@ impl Runner for Counting {
         Ok(())
     }
 
+    fn has_ended(&self) -> bool {
+        true
+    }
+
     fn collect(&mut self, out: &mut StepOutput) -> Result<()> {
         std::thread::park_timeout(self.pace);
         let drawn = self.under_way.pop_front().expect("a step is under way");
