@@ -91,6 +91,8 @@ pub struct SchedulerConfig {
     pub max_waiting: usize,
     /// How long a request waits for room for its adapter on the device before it is refused.
     pub adapter_wait: Duration,
+    /// Whether a step is queued before the one under way has ended; `None` does so where the device works beside the host.
+    pub run_ahead: Option<bool>,
 }
 
 impl Default for SchedulerConfig {
@@ -100,6 +102,7 @@ impl Default for SchedulerConfig {
             max_num_batched_tokens: 512,
             max_waiting: 1024,
             adapter_wait: Duration::from_secs(60),
+            run_ahead: None,
         }
     }
 }

@@ -46,6 +46,7 @@ pub struct Metrics {
     request_latency: Histogram,
     queue_time: Histogram,
     iteration_tokens: Histogram,
+    steps_ahead: Counter,
     lora_operations: Counter,
     pool_adapters: Gauge,
     pool_bytes: Gauge,
@@ -154,6 +155,8 @@ impl Metrics {
                 "From arrival to admission",
                 &REQUEST,
             ),
+            steps_ahead: model
+                .plain("loraplex:steps_ahead", "Steps queued before the one before had ended"),
             iteration_tokens: model.histogram("vllm:iteration_tokens", "Rows of a step", &TOKENS),
             lora_operations: model
                 .plain("loraplex:lora_operations", "LoRA shrinks and expands issued"),
@@ -177,6 +180,11 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
+    }
+
+    /// A step was queued before the one before had ended.
+    pub(crate) fn ran_ahead(&self) {
+        self.steps_ahead.inc();
     }
 
     /// Shrinks and expands issued since the start.

@@ -79,6 +79,15 @@ pub struct SamplingParams {
     pub stop_token_ids: Vec<u32>,
 }
 
+impl SamplingParams {
+    /// Whether a draw depends on the tokens before it.
+    pub(crate) fn is_penalised(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+}
+
 impl Default for SamplingParams {
     fn default() -> Self {
         Self {

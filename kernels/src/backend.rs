@@ -172,6 +172,11 @@ pub trait Backend: Debug + Send + 'static {
     /// Ends the step. Its results may still be on their way.
     fn end_step(&mut self) -> Result<Self::Ticket>;
 
+    /// Whether the device is through with a step, well or not; where steps have ended when they are issued it always is.
+    fn has_ended(&self, _ticket: &Self::Ticket) -> bool {
+        true
+    }
+
     /// Waits for a step and writes its results to `out`.
     fn wait(&mut self, ticket: Self::Ticket, out: &mut StepOutput) -> Result<()>;
 }

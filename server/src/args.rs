@@ -127,6 +127,14 @@ pub struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_num_batched_tokens: Option<usize>,
+    /// Queue the next step before the one under way has ended (default: on a GPU)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub async_scheduling: Option<bool>,
+    /// Queue a step when the one before has ended
+    #[arg(long, conflicts_with = "async_scheduling")]
+    #[serde(skip)]
+    pub no_async_scheduling: bool,
     /// Requests that may wait; one more gets 429 (default: 1024)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]

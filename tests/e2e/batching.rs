@@ -76,6 +76,16 @@ async fn tokens_do_not_depend_on_company() {
 
     let server = serve(&["--threads", "1"]).await;
     same(&first, &together(server.client()).await, "on one thread");
+    drop(server);
+
+    let server = serve(&["--async-scheduling", "--max-num-seqs", "20"]).await;
+    same(&first, &alone(server.client()).await, "alone, in steps that run ahead");
+    same(&first, &together(server.client()).await, "in a batch, in steps that run ahead");
+    let metrics = server.client().get("/metrics").await.text;
+    let line = metrics.lines().find(|line| line.starts_with("loraplex:steps_ahead_total"));
+    let ahead: f64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    // Half of the 480 tokens that are drawn alone would be, but for those with penalties.
+    assert!(ahead > 240.0, "{metrics}");
 }
 
 #[tokio::test]

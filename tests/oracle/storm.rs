@@ -37,10 +37,23 @@ struct Storm {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_token_is_explained() {
+    weather(number("ORACLE_SECONDS", 15), &[]).await;
+}
+
+/// The same where steps are queued before those before them have ended, as on a GPU.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_token_of_steps_that_run_ahead_is_explained() {
+    let ahead = weather(number("ORACLE_SECONDS", 15) / 2, &["--async-scheduling"]).await;
+    assert!(ahead > 0.0, "no step ran ahead");
+}
+
+/// Weathers a storm of so many seconds. Returns how many steps ran ahead.
+#[allow(clippy::print_stdout, reason = "what a long test has done")]
+async fn weather(seconds: u64, more: &[&str]) -> f64 {
     let seed = number("ORACLE_SEED", 1);
-    let length = Duration::from_secs(number("ORACLE_SECONDS", 15));
+    let length = Duration::from_secs(seconds);
     // Less room for sequences, adapters and blocks than all would like: queues, evictions, preemptions.
-    let mut world = World::start(&[
+    let flags = [
         "--max-num-seqs",
         "48",
         "--max-loras",
@@ -51,8 +64,8 @@ async fn every_token_is_explained() {
         "256",
         "--kv-cache-memory-bytes",
         "384KiB",
-    ])
-    .await;
+    ];
+    let mut world = World::start(&[&flags, more].concat()).await;
     let storm = Arc::new(Storm {
         client: world.client().clone(),
         operator: world.operator.clone(),
@@ -87,12 +100,14 @@ async fn every_token_is_explained() {
         assert!(world.metric(metric).await > 0.0, "{metric}: the storm was too small");
     }
 
+    let ahead = world.metric("loraplex:steps_ahead_total").await;
     let id = world.server.id().to_string();
     assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
     let status = world.server.ended().await;
     let log = world.server.logged();
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(!log.contains("panicked"), "{log}");
+    ahead
 }
 
 /// Runs until the time is over and enough has happened.

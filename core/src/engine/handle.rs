@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::ahead::Flight;
 use super::command::{Command, Drain};
 use super::mailbox::mailbox;
 use super::outputs::Sink;
@@ -88,6 +89,8 @@ impl EngineHandle {
         let max_open = options.scheduler.max_waiting + options.scheduler.max_num_seqs;
         let (max_model_len, vocab_size) = (options.max_model_len, options.vocab_size);
         let paused = Arc::<AtomicBool>::default();
+        // A device that adapters are copied to computes beside the engine.
+        let ahead = options.scheduler.run_ahead.unwrap_or(runner.copies_adapters());
         let pool = AdapterPool::new(options.adapter_pool).with_copies(runner.copies_adapters());
         let engine = Engine {
             scheduler: Scheduler::new(options.scheduler, max_model_len, pool),
@@ -101,6 +104,8 @@ impl EngineHandle {
             end_tokens: options.end_tokens,
             seed: options.seed,
             plan: StepPlan::default(),
+            flight: Flight::new(ahead),
+            held: None,
             results: Default::default(),
             arrived: Vec::new(),
             stopping: false,

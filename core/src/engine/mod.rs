@@ -2,6 +2,7 @@
 //!
 //! What this module must never do: I/O, parsing, waiting for anything but commands and the device.
 
+mod ahead;
 mod command;
 mod handle;
 mod mailbox;
@@ -29,6 +30,7 @@ pub use handle::{EngineHandle, EngineOptions};
 pub use pause::PauseMode;
 pub use stream::OutputStream;
 
+use ahead::Flight;
 use command::{Command, Drain};
 use outputs::Outputs;
 use pause::{PauseMode as Mode, PauseState};
@@ -44,7 +46,11 @@ struct Engine {
     commands: Receiver<Command>,
     end_tokens: Arc<[u32]>,
     seed: u64,
+    /// The step under way, or the last one.
     plan: StepPlan,
+    flight: Flight,
+    /// A command that came while a step was under way.
+    held: Option<Command>,
     results: StepOutput,
     /// Empty between steps.
     arrived: Vec<u64>,
@@ -82,9 +88,10 @@ impl Engine {
             // The last step has been counted.
             self.plan.clear();
             self.report();
-            let received = match self.pause.until() {
-                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(until) => {
+            let received = match (self.held.take(), self.pause.until()) {
+                (Some(command), _) => Ok(command),
+                (None, None) => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                (None, Some(until)) => {
                     let left = until.saturating_duration_since(Instant::now());
                     self.commands.recv_timeout(left)
                 }
@@ -100,8 +107,13 @@ impl Engine {
             self.resume();
         }
         loop {
-            match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
+            let received = self.held.take().map_or_else(|| self.commands.try_recv(), Ok);
+            match received {
+                Ok(command) => {
+                    // It finds all sequences as their last tokens left them.
+                    self.land();
+                    self.obey(command);
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => {
                     self.stopping = true;
@@ -214,6 +226,22 @@ impl Engine {
     }
 
     fn step(&mut self) {
+        if !self.flight.under_way {
+            self.start_step();
+        }
+        let next = self.flight.under_way && self.submit_next();
+        self.land();
+        if next {
+            self.take_next();
+        }
+        if !self.scheduler.has_work() {
+            // All that ran ahead has ended meanwhile.
+            self.land();
+        }
+    }
+
+    /// Plans a step and submits it, if anything can run.
+    fn start_step(&mut self) {
         self.take_arrived(false);
         self.scheduler.schedule(&mut self.plan, &mut self.blocks);
         for sequence in self.scheduler.expire(Instant::now(), &mut self.blocks) {
@@ -235,15 +263,13 @@ impl Engine {
             self.outputs.started(sequence);
             self.metrics.admitted(sequence, Instant::now());
         }
-        let ran = self
-            .runner
-            .submit(&self.plan, self.scheduler.sequences())
-            .and_then(|()| self.runner.collect(&mut self.results));
-        match ran {
-            Ok(()) => self.commit(),
-            Err(error) => self.fail_step(&error),
+        match self.runner.submit(&self.plan, self.scheduler.sequences()) {
+            Ok(()) => self.flight.begin(),
+            Err(error) => {
+                self.fail_step(&error);
+                self.report();
+            }
         }
-        self.report();
     }
 
     /// Tells the scheduler which copies of adapters have ended; if `wait`, waits for one.
@@ -270,6 +296,10 @@ impl Engine {
             let scores = sample..sample + chunk.scores.len();
             sample += chunk.samples();
             let draw = chunk.draws.then(|| sample - 1);
+            // One that ran ahead has ended meanwhile.
+            if self.scheduler.sequences().find(chunk.slot).is_none() {
+                continue;
+            }
             let token = draw.map(|at| self.results.tokens[at]);
             let ending = self.scheduler.commit(chunk, token, &mut self.blocks);
             let sequence = self.scheduler.sequences().get(chunk.slot);
@@ -297,6 +327,9 @@ impl Engine {
     fn fail_step(&mut self, error: &Error) {
         tracing::error!(%error, rows = self.plan.rows(), "a step failed");
         for chunk in std::mem::take(&mut self.plan.chunks) {
+            if self.scheduler.sequences().find(chunk.slot).is_none() {
+                continue;
+            }
             let sequence = self.scheduler.finish(chunk.slot, &mut self.blocks);
             self.outputs.fail(sequence.id, error);
         }

@@ -1,8 +1,11 @@
 //! Whole steps with a scripted runner: what streams see, and that nothing is left behind.
 
+mod ahead;
 mod pausing;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use loraplex_kernels::{OpCounters, StepOutput};
@@ -19,7 +22,12 @@ use crate::tokenizer::Tokenizer;
 /// Draws the token after the last one; fails when it meets the token 99 and panics when it meets 999.
 #[derive(Debug, Default)]
 struct Counting {
+    /// What the step submitted last has drawn.
     drawn: Vec<u32>,
+    /// The same of all steps under way.
+    under_way: VecDeque<Vec<u32>>,
+    /// How many steps were submitted before the one before them was collected.
+    ahead: Arc<AtomicUsize>,
     /// How long a step takes.
     pace: Duration,
 }
@@ -34,25 +42,35 @@ impl Runner for Counting {
     fn arrived_adapters(&mut self, _wait: bool, _arrived: &mut Vec<u64>) {}
 
     fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
-        self.drawn.clear();
+        let before = std::mem::take(&mut self.drawn);
         for chunk in plan.chunks.iter().filter(|chunk| chunk.draws) {
-            let last = *sequences.get(chunk.slot).tokens.last().expect("prompts are not empty");
+            let last = match chunk.follows {
+                Some(sample) => before[sample as usize],
+                None => *sequences.get(chunk.slot).tokens.last().expect("prompts are not empty"),
+            };
             assert_ne!(last, 999, "the script says so");
             if last == 99 {
                 return Err(Error::internal("the script says so"));
             }
             self.drawn.push(last + 1);
         }
+        self.ahead.fetch_add(self.under_way.len(), Ordering::Relaxed);
+        self.under_way.push_back(self.drawn.clone());
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        true
     }
 
     fn collect(&mut self, out: &mut StepOutput) -> Result<()> {
         std::thread::park_timeout(self.pace);
+        let drawn = self.under_way.pop_front().expect("a step is under way");
         out.clear();
-        out.tokens.extend(&self.drawn);
-        out.logprobs.resize(self.drawn.len(), f32::NAN);
-        out.ranks.resize(self.drawn.len(), 0);
-        out.top_ends.resize(self.drawn.len(), 0);
+        out.tokens.extend(&drawn);
+        out.logprobs.resize(drawn.len(), f32::NAN);
+        out.ranks.resize(drawn.len(), 0);
+        out.top_ends.resize(drawn.len(), 0);
         Ok(())
     }
 

@@ -37,7 +37,10 @@ impl InputBatch {
             self.block_tables.extend(blocks.iter().map(|block| block.0));
             for position in chunk.first..chunk.first + chunk.rows {
                 let block = blocks[position / block_size].0 as usize;
-                self.tokens.push(RowToken::Known(sequence.tokens[position]));
+                self.tokens.push(match chunk.follows {
+                    Some(sample) => RowToken::Sampled(sample),
+                    None => RowToken::Known(sequence.tokens[position]),
+                });
                 self.positions.push(position as u32);
                 self.slots.push((block * block_size + position % block_size) as u32);
             }
@@ -81,7 +84,7 @@ pub(super) fn sample_rows<'a>(
         if chunk.draws {
             rows.push(SampleRow {
                 row: (first_row + chunk.rows - 1) as u32,
-                task: SampleTask::Draw(draw(sequence)),
+                task: SampleTask::Draw(draw(sequence, chunk.first + chunk.rows)),
                 logprobs: sequence.params.logprobs,
             });
         }
@@ -96,29 +99,28 @@ pub(super) fn recycled<T, U>(mut used: Vec<T>) -> Vec<U> {
     used.into_iter().map(|_| unreachable!("the vector was emptied")).collect()
 }
 
-fn draw(sequence: &Sequence) -> SamplingParams<'_> {
+/// How the token at `position` is drawn.
+fn draw(sequence: &Sequence, position: usize) -> SamplingParams<'_> {
     let params = &sequence.params;
-    let output = sequence.output();
-    let penalised = params.repetition_penalty != 1.0
-        || params.presence_penalty != 0.0
-        || params.frequency_penalty != 0.0;
-    let early = output.len() < params.min_tokens as usize;
+    // The token before it may not be there yet.
+    let drawn = position - sequence.prompt_len;
+    let early = drawn < params.min_tokens as usize;
     SamplingParams {
         banned: if early { &sequence.banned } else { &[] },
         bias: &params.logit_bias,
-        penalties: penalised.then(|| Penalties {
+        penalties: params.is_penalised().then(|| Penalties {
             repetition: params.repetition_penalty,
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,
             prompt: &sequence.tokens[..sequence.prompt_len],
-            output,
+            output: sequence.output(),
         }),
         temperature: params.temperature,
         min_p: params.min_p,
         top_k: params.top_k,
         top_p: params.top_p,
         seed: sequence.seed,
-        draw: output.len() as u64,
+        draw: drawn as u64,
     }
 }
 

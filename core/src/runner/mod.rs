@@ -33,6 +33,9 @@ pub trait Runner: Debug + Send {
     /// Starts a step.
     fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()>;
 
+    /// Whether the device is through with the oldest step under way.
+    fn has_ended(&self) -> bool;
+
     /// Waits for the oldest step under way. `out` then holds one entry a sample: for each chunk of the plan its scores
     /// in order of position, then its draw.
     fn collect(&mut self, out: &mut StepOutput) -> Result<()>;

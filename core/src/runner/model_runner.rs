@@ -154,6 +154,10 @@ impl<B: Backend> Runner for ModelRunner<B> {
         Ok(())
     }
 
+    fn has_ended(&self) -> bool {
+        self.in_flight.front().is_none_or(|ticket| self.backend.has_ended(ticket))
+    }
+
     fn collect(&mut self, out: &mut StepOutput) -> Result<()> {
         let ticket = self.in_flight.pop_front().expect("collect follows submit");
         Ok(self.backend.wait(ticket, out)?)

@@ -13,6 +13,7 @@
 //! What this module must never do: I/O, read a clock, touch a device.
 
 mod adapter_pool;
+mod ahead;
 mod plan;
 mod sequence;
 #[cfg(test)]
@@ -66,6 +67,15 @@ impl Sequences {
     /// The sequence at `slot`, which is occupied.
     pub fn get(&self, slot: Slot) -> &Sequence {
         self.entries[slot.0].as_ref().expect("a slot is occupied until its sequence ends")
+    }
+
+    /// The sequence at `slot`, unless it has ended.
+    pub fn find(&self, slot: Slot) -> Option<&Sequence> {
+        self.entries[slot.0].as_ref()
+    }
+
+    fn find_mut(&mut self, slot: Slot) -> Option<&mut Sequence> {
+        self.entries[slot.0].as_mut()
     }
 
     fn get_mut(&mut self, slot: Slot) -> &mut Sequence {
@@ -506,5 +516,5 @@ fn chunk(slot: Slot, sequence: &Sequence, rows: usize) -> Chunk {
         }
         None => 0..0,
     };
-    Chunk { slot, first, rows, draws: first + rows == sequence.tokens.len(), scores }
+    Chunk { slot, first, rows, draws: first + rows == sequence.tokens.len(), scores, follows: None }
 }

@@ -22,6 +22,8 @@ pub struct Chunk {
     pub draws: bool,
     /// Prompt positions whose log-probability is reported; the row before each one predicts it.
     pub scores: Range<usize>,
+    /// Where the token of the only row is not known yet: the sample of the step before that draws it.
+    pub follows: Option<u32>,
 }
 
 impl Chunk {

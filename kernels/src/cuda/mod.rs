@@ -414,6 +414,10 @@ impl Backend for CudaBackend {
         self.run_end_step()
     }
 
+    fn has_ended(&self, ticket: &Ticket) -> bool {
+        ticket.has_ended()
+    }
+
     fn wait(&mut self, ticket: Ticket, out: &mut StepOutput) -> Result<()> {
         self.run_wait(ticket, out)
     }

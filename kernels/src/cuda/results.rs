@@ -201,6 +201,11 @@ impl Results {
         self.ready.record(&self.gpu.compute).during("recording a step")
     }
 
+    /// Whether the device is through with the step.
+    pub(super) fn has_ended(&self) -> bool {
+        !matches!(self.ready.try_is_complete(), Ok(false))
+    }
+
     /// Reads the rows before `end` once they are there, and frees the room for logits.
     pub(super) fn advance(&mut self, end: usize, scratch: &mut SamplingScratch) -> Result<()> {
         if self.output.tokens.len() >= end {

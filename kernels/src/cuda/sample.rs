@@ -39,6 +39,12 @@ pub struct Ticket {
     results: Arc<Mutex<Results>>,
 }
 
+impl Ticket {
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.results).has_ended()
+    }
+}
+
 /// What sampling keeps between steps.
 #[derive(Debug, Default)]
 pub(super) struct Sampler {

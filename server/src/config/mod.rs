@@ -102,6 +102,9 @@ impl Settings {
         if self.no_enable_prefix_caching {
             self.enable_prefix_caching = Some(false);
         }
+        if self.no_async_scheduling {
+            self.async_scheduling = Some(false);
+        }
         if self.no_enable_lora {
             self.enable_lora = Some(false);
         }

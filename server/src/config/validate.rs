@@ -95,6 +95,7 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
         max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
         adapter_wait: seconds("--lora-wait-timeout", settings.lora_wait_timeout)?
             .unwrap_or(scheduler.adapter_wait),
+        run_ahead: settings.async_scheduling,
     };
     let size = match bytes("--kv-cache-memory-bytes", &settings.kv_cache_memory_bytes)? {
         Some(bytes) => CacheSize::Bytes(bytes),

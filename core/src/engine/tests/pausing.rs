@@ -85,19 +85,30 @@ const MOST: usize = 1 << 18;
 
 #[test]
 fn every_order_of_pause_load_abort_and_resume_does_what_it_means() {
+    check_orders(false, 5);
+}
+
+#[test]
+fn so_it_does_with_steps_that_run_ahead() {
+    check_orders(true, 4);
+}
+
+/// Every order of so many.
+fn check_orders(ahead: bool, length: u32) {
     super::wait(async {
         let runner = Counting { pace: Duration::from_micros(1), ..Counting::default() };
         let engine = engine_of(runner, |options| {
+            options.scheduler.run_ahead = Some(ahead);
             options.max_model_len = MOST + 1;
             options.vocab_size = MOST;
             options.blocks = BlockManager::new(MOST, 4, true);
         });
         let model = Model { pause: None, pending: false, alive: false, generation: 1 };
         let mut trial = Trial { engine, stream: None, pending: None, next: 0, model };
-        for order in 0..OPS.len().pow(5) {
+        for order in 0..OPS.len().pow(length) {
             trial.obey(Op::Resume).await;
             let ops: Vec<Op> =
-                (0..5).map(|at| OPS[order / OPS.len().pow(at) % OPS.len()]).collect();
+                (0..length).map(|at| OPS[order / OPS.len().pow(at) % OPS.len()]).collect();
             for &op in &ops {
                 trial.obey(op).await;
                 assert!(trial.agrees(), "{:?} in {ops:?}", trial.model);

@@ -1,0 +1,79 @@
+//! Running ahead changes when steps are submitted and nothing else.
+
+use futures::future::join_all;
+
+use super::*;
+
+/// The engine, and how many steps it has submitted ahead.
+fn ahead(change: impl FnOnce(&mut EngineOptions)) -> (EngineHandle, Arc<AtomicUsize>) {
+    let runner = Counting::default();
+    let count = runner.ahead.clone();
+    let engine = engine_of(runner, |options| {
+        options.scheduler.run_ahead = Some(true);
+        change(options);
+    });
+    (engine, count)
+}
+
+fn tokens(output: &Output) -> Vec<u32> {
+    output.tokens.iter().map(|token| token.id).collect()
+}
+
+#[test]
+fn steps_are_submitted_ahead_and_give_the_same_tokens() {
+    let (engine, count) = ahead(|_| {});
+    let output = wait(engine.submit(request(20, 40)).unwrap().collect()).unwrap();
+    assert!(tokens(&output).into_iter().eq(21..61));
+    // All but the prompt's step and the first that follows it could be; a command may have come between.
+    let count = count.load(Ordering::Relaxed);
+    assert!((30..40).contains(&count), "{count} steps of 40");
+    // A request whose last token is known by its number leaves no step behind.
+    assert_eq!(engine.open_requests(), 0);
+}
+
+#[test]
+fn what_ran_ahead_of_a_stop_is_thrown_away() {
+    // Two sequences run at once, over blocks for three: others take the places of those that have stopped.
+    let (engine, count) = ahead(|options| options.blocks = BlockManager::new(16, 4, true));
+    let asks = (0..40_u32).map(|index| {
+        let mut ask = request(100 + index * 20, 30);
+        // Somewhere on its way, or never.
+        ask.params.stop_token_ids = vec![100 + index * 20 + 1 + index % 33];
+        engine.submit(ask).unwrap().collect()
+    });
+    for (index, output) in wait(join_all(asks)).into_iter().enumerate() {
+        let (output, first) = (output.unwrap(), 100 + index as u32 * 20);
+        let end = first + 1 + (index as u32 % 33).min(29);
+        assert!(tokens(&output).into_iter().eq(first + 1..=end), "{index}: {output:?}");
+        let stopped = output.finish.unwrap().reason == FinishReason::Stop;
+        assert_eq!(stopped, index % 33 <= 29, "{index}");
+    }
+    assert!(count.load(Ordering::Relaxed) > 100, "{count:?}");
+}
+
+#[test]
+fn penalties_wait_for_the_token_before() {
+    let (engine, count) = ahead(|_| {});
+    let mut ask = request(20, 30);
+    ask.params.presence_penalty = 0.5;
+    let output = wait(engine.submit(ask).unwrap().collect()).unwrap();
+    assert!(tokens(&output).into_iter().eq(21..51));
+    assert_eq!(count.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_step_that_fails_ahead_fails_in_its_turn() {
+    let (engine, _) = ahead(|_| {});
+    // 99 is drawn after nine tokens, and met by the step behind. Who reads slowly finds the failure before its last tokens.
+    let mut stream = engine.submit(request(90, 20)).unwrap();
+    let mut found = Vec::new();
+    let error = loop {
+        match wait(stream.next()).unwrap() {
+            Ok(piece) => found.extend(tokens(&piece)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert!(found.len() <= 9 && found.iter().copied().eq(91..91 + found.len() as u32), "{found:?}");
+    assert!(wait(engine.submit(request(20, 2)).unwrap().collect()).is_ok());
+}

@@ -1,0 +1,65 @@
+//! The step after the one under way, planned before its tokens are known: every sequence goes on by the token that is
+//! being drawn.
+
+use super::{Chunk, Scheduler, Sequence, StepPlan};
+use crate::kv_cache::BlockManager;
+
+impl Scheduler {
+    /// Fills `plan` with the step after `last`, which is under way and not committed. False where that depends on what
+    /// `last` draws, or on who might come in: then it is planned by [`Scheduler::schedule`] once `last` has ended.
+    ///
+    /// A sequence that `last` ends by its token is in `plan` all the same. What is computed for it is thrown away: it writes
+    /// to a place that nobody has read, in a block that only later steps can be given.
+    pub fn schedule_ahead(
+        &mut self,
+        last: &StepPlan,
+        plan: &mut StepPlan,
+        blocks: &mut BlockManager,
+    ) -> bool {
+        plan.clear();
+        let full = self.running.len() >= self.config.max_num_seqs;
+        let nobody_comes = self.waiting.is_empty() || full && self.deferred.is_empty();
+        if !nobody_comes || !self.flips.is_empty() || self.pool.is_copying() {
+            return false;
+        }
+        let (mut sample, mut live) = (0, 0);
+        for chunk in &last.chunks {
+            sample += chunk.samples();
+            let Some(sequence) = self.sequences.find_mut(chunk.slot) else { continue };
+            if !chunk.draws || sequence.needs_last_token() {
+                return false;
+            }
+            live += 1;
+            if sequence.fills_up(self.max_model_len) {
+                continue;
+            }
+            let first = sequence.tokens.len();
+            if !blocks.grow(&mut sequence.table, first + 1) {
+                return false;
+            }
+            plan.chunks.push(Chunk {
+                slot: chunk.slot,
+                first,
+                rows: 1,
+                draws: true,
+                scores: 0..0,
+                follows: Some(sample as u32 - 1),
+            });
+        }
+        // Others read their prompts.
+        live == self.running.len() && !plan.is_empty()
+    }
+}
+
+impl Sequence {
+    /// Whether the next draw depends on what the one before gave, and not only on how many there were.
+    fn needs_last_token(&self) -> bool {
+        self.params.is_penalised()
+    }
+
+    /// Whether the token that is being drawn is its last, whatever it is.
+    fn fills_up(&self, max_model_len: usize) -> bool {
+        self.output().len() + 1 >= self.params.max_tokens as usize
+            || self.tokens.len() + 1 >= max_model_len
+    }
+}
