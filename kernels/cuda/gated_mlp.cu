@@ -8,7 +8,7 @@ struct GatedArgs {
     u32 y_stride;
     u32 out_stride;
     u32 ffn;
-    u32 unused;
+    u32 tiles;  // for `gated_mlp_lora`: as many as there may be
     const u16* delta;  // like y, or null
 };
 
@@ -63,25 +63,11 @@ KERNEL(256, 1) gated_mlp(const GatedArgs args) {
     }
 }
 
-// The same with LoRA of its own. Grid: columns / 128, tiles. A warp has 32 columns.
-KERNEL(128, 4) gated_mlp_lora(const GatedArgs args) {
-    let_dependents_start();
-    const Tile tile = args.lora.tiles[blockIdx.y];
-    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
-    const u32 i = column + q * 8;
-    if (column >= args.ffn || !tile.rows) return;
+// A warp makes its columns of a tile; `b` holds the first ranks of both parts. Most adapters have no further ranks.
+DEVICE void gated_tile(const GatedArgs& args, const TilePart& tile, const LoraPart& up_part, const FragmentsB (&b)[2],
+                       u32 column) {
+    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, i = column + q * 8;
     const bool inside = i < args.ffn;
-    LoraPart parts[2];
-    // Most adapters have no further ranks.
-    FragmentsB b[2];
-#pragma unroll
-    for (u32 p = 0; p < 2; p++) {
-        parts[p] = part_of(args.lora, tile, p);
-        b[p].load(parts[p], 0, first_column(column), args.ffn);
-    }
-    // B lay there before; y and h come from the kernel before.
-    wait_for_primary();
     Raw raw[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
@@ -93,14 +79,15 @@ KERNEL(128, 4) gated_mlp_lora(const GatedArgs args) {
         float delta[2][4][4] = {};
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
-            if (!parts[p].rank) continue;
+            const LoraPart& part = p == 0 ? tile.part : up_part;
+            if (!part.rank) continue;
             FragmentH h;
-            h.load(args.lora, parts[p], 0, row, rows);
+            h.load(args.lora, part, 0, row, rows);
             multiply(h, b[p], delta[p]);
-            for (u32 k = 16; k < parts[p].rank; k += 16) {
+            for (u32 k = 16; k < part.rank; k += 16) {
                 FragmentsB more;
-                more.load(parts[p], k, first_column(column), args.ffn);
-                h.load(args.lora, parts[p], k, row, rows);
+                more.load(part, k, first_column(column), args.ffn);
+                h.load(args.lora, part, k, row, rows);
                 multiply(h, more, delta[p]);
             }
         }
@@ -110,13 +97,41 @@ KERNEL(128, 4) gated_mlp_lora(const GatedArgs args) {
             float gate[8], up[8];
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
-                gate[k] = delta[0][k / 2][2 * half + k % 2] * parts[0].scale;
-                up[k] = delta[1][k / 2][2 * half + k % 2] * parts[1].scale;
+                gate[k] = delta[0][k / 2][2 * half + k % 2] * tile.part.scale;
+                up[k] = delta[1][k / 2][2 * half + k % 2] * up_part.scale;
             }
             const Raw own = raw[half];
             // The next rows come while these are finished.
             raw[half].load(args, args.y, row + r + 16, i, inside && from + r + 16 < tile.rows);
             if (r < rows && inside) own.finish(args, row + r, i, gate, up);
+        }
+    }
+}
+
+// The same with LoRA of its own. Grid: columns / 128, tiles or fewer. A warp has 32 columns and goes from tile to tile; B of
+// the next is under way while it works on one.
+KERNEL(128, 3) gated_mlp_lora(const GatedArgs args) {
+    __shared__ TilePart listed[2][LISTED_TILES];
+    let_dependents_start();
+    const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
+    for (u32 t = blockIdx.y; t < args.tiles; t += LISTED_TILES * gridDim.y) {
+        const u32 place = threadIdx.x % LISTED_TILES, index = threadIdx.x / LISTED_TILES;
+        __syncthreads();
+        listed[index][place].find(args.lora, args.tiles, t + place * gridDim.y, index);
+        __syncthreads();
+        if (column >= args.ffn) continue;
+        FragmentsB b[2];
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) b[p].load(listed[p][0].part, 0, first_column(column), args.ffn);
+        // B lay there before; y and h come from the kernel before.
+        wait_for_primary();
+        for (u32 i = 0; i < LISTED_TILES && listed[0][i].rows; i++) {
+            FragmentsB next[2];
+#pragma unroll
+            for (u32 p = 0; p < 2; p++)
+                next[p].load(listed[p][min(i + 1, LISTED_TILES - 1u)].part, 0, first_column(column), args.ffn);
+            gated_tile(args, listed[0][i], listed[1][i].part, b, column);
+            b[0] = next[0], b[1] = next[1];
         }
     }
 }

@@ -110,3 +110,20 @@ DEVICE u32 first_column(u32 column) {
     const u32 g = threadIdx.x % 32 / 4;
     return column + (g / 2) * 8 + (g & 1);
 }
+
+#define LISTED_TILES 64
+
+// A tile's rows, and what its adapter has for a part. A block that goes from tile to tile finds many at once: one load waits
+// for another.
+struct TilePart {
+    LoraPart part;
+    u32 first_row;
+    u32 rows;  // 0: there is no such tile
+
+    DEVICE void find(const Lora& lora, u32 tiles, u32 t, u32 index) {
+        Tile tile = {0, 0, 0, 0};
+        if (t < tiles) tile = lora.tiles[t];
+        part = part_of(lora, tile, index);
+        first_row = tile.first_row, rows = tile.rows;
+    }
+};

@@ -23,8 +23,8 @@ struct QkvArgs {
     u32 block_size;
     float eps;
     u32 rows;
-    u32 unused;
-    Lora lora;  // for `qkv_lora`
+    u32 tiles;  // for `qkv_lora`: as many as there may be
+    Lora lora;
 };
 
 #define MOST_HEAD 256
@@ -89,58 +89,72 @@ KERNEL(128, 1) qkv(const QkvArgs args) {
     });
 }
 
-// The same with LoRA of its own. Grid: heads + 2 kv heads, tiles. A block makes a head of a tile's rows, sixteen at a time,
-// so that a load of B serves them all.
-KERNEL(128, 1) qkv_lora(const QkvArgs args) {
+// A block makes up to sixteen rows of a head; `near` holds the first ranks of B for a warp's first columns.
+DEVICE void qkv_rows(const QkvArgs& args, const Head& head, const TilePart& tile, u32 from, const FragmentsB& near,
+                     float (&values)[16][MOST_HEAD + 4]) {
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 first = blockIdx.x * args.d, own = head.own * args.d, eights = (args.d + 7) / 8;
+    const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
+    const LoraPart& part = tile.part;
+    for (u32 i = threadIdx.x; i < rows * eights; i += 128) {
+        const u32 r = i / eights, c = i % eights * 8;
+        float v[8];
+        load8(args.y + (u64)(row + r) * args.y_stride + first + c, (int)(args.d - c), v);
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) {
+            if (args.bias && c + k < args.d) v[k] += args.bias[first + c + k];
+            values[r][c + k] = v[k];
+        }
+    }
+    __syncthreads();
+    for (u32 c = warp * 32; part.rank && c < args.d; c += 128) {
+        float delta[4][4] = {};
+        for (u32 k = 0; k < part.rank; k += 16) {
+            FragmentH h;
+            h.load(args.lora, part, k, row, rows);
+            FragmentsB b = near;
+            if (k > 0 || c >= 128) b.load(part, k, first_column(own + c), own + args.d);
+            multiply(h, b, delta);
+        }
+#pragma unroll
+        for (u32 i = 0; i < 16; i++) {
+            const u32 r = g + 8 * (i / 8), at = c + 8 * q + i % 8;
+            if (r < rows && at < args.d) values[r][at] += delta[i % 8 / 2][2 * (i / 8) + i % 2] * part.scale;
+        }
+    }
+    __syncthreads();
+    for (u32 r = warp; r < rows; r += 4) {
+        const float* of_row = values[r];
+        finish_row(args, head, row + r, args.positions[row + r], args.slots[row + r],
+                   [=](u32 i) { return of_row[i]; });
+    }
+    // Nobody still reads what the next rows replace.
+    __syncthreads();
+}
+
+// The same with LoRA of its own. Grid: heads + 2 kv heads, tiles or fewer. A block goes from tile to tile, sixteen rows at a
+// time, so that a load of B serves them all; B of the next tile is under way while it works on one.
+KERNEL(128, 5) qkv_lora(const QkvArgs args) {
+    __shared__ TilePart listed[LISTED_TILES];
     __shared__ float values[16][MOST_HEAD + 4];
     let_dependents_start();
-    const Tile tile = args.lora.tiles[blockIdx.y];
-    if (!tile.rows) return;
     const Head head(args, blockIdx.x);
-    const LoraPart part = part_of(args.lora, tile, head.part);
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 first = blockIdx.x * args.d, own = head.own * args.d, end = own + args.d;
-    FragmentsB near;
-    near.load(part, 0, first_column(own + warp * 32), end);
-    // B lay there before; y and h come from the kernel before.
-    wait_for_primary();
-    const u32 eights = (args.d + 7) / 8;
-    for (u32 from = 0; from < tile.rows; from += 16) {
-        const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
-        for (u32 i = threadIdx.x; i < rows * eights; i += 128) {
-            const u32 r = i / eights, c = i % eights * 8;
-            float v[8];
-            load8(args.y + (u64)(row + r) * args.y_stride + first + c, (int)(args.d - c), v);
-#pragma unroll
-            for (u32 k = 0; k < 8; k++) {
-                if (args.bias && c + k < args.d) v[k] += args.bias[first + c + k];
-                values[r][c + k] = v[k];
-            }
-        }
+    const u32 warp = threadIdx.x / 32;
+    const u32 own = head.own * args.d, end = own + args.d;
+    for (u32 t = blockIdx.y; t < args.tiles; t += LISTED_TILES * gridDim.y) {
         __syncthreads();
-        for (u32 c = warp * 32; part.rank && c < args.d; c += 128) {
-            float delta[4][4] = {};
-            for (u32 k = 0; k < part.rank; k += 16) {
-                FragmentH h;
-                h.load(args.lora, part, k, row, rows);
-                FragmentsB b = near;
-                if (k > 0 || c >= 128) b.load(part, k, first_column(own + c), end);
-                multiply(h, b, delta);
-            }
-#pragma unroll
-            for (u32 i = 0; i < 16; i++) {
-                const u32 r = g + 8 * (i / 8), at = c + 8 * q + i % 8;
-                if (r < rows && at < args.d)
-                    values[r][at] += delta[i % 8 / 2][2 * (i / 8) + i % 2] * part.scale;
-            }
-        }
+        if (threadIdx.x < LISTED_TILES)
+            listed[threadIdx.x].find(args.lora, args.tiles, t + threadIdx.x * gridDim.y, head.part);
         __syncthreads();
-        for (u32 r = warp; r < rows; r += 4) {
-            const float* of_row = values[r];
-            finish_row(args, head, row + r, args.positions[row + r], args.slots[row + r],
-                       [=](u32 i) { return of_row[i]; });
+        FragmentsB b;
+        b.load(listed[0].part, 0, first_column(own + warp * 32), end);
+        // B lay there before; y and h come from the kernel before.
+        wait_for_primary();
+        for (u32 i = 0; i < LISTED_TILES && listed[i].rows; i++) {
+            FragmentsB next;
+            next.load(listed[min(i + 1, LISTED_TILES - 1u)].part, 0, first_column(own + warp * 32), end);
+            for (u32 from = 0; from < listed[i].rows; from += 16) qkv_rows(args, head, listed[i], from, b, values);
+            b = next;
         }
-        // Nobody still reads what the next rows replace.
-        __syncthreads();
     }
 }

@@ -123,8 +123,8 @@ DEVICE void store8_f32(float* p, const float (&v)[8]) {
 
 // Grid: the blocks of a cluster, which share a row's columns, then tiles * groups. A lane makes rows 2q and 2q + 1 of eight
 // columns, a warp 64 columns at a time.
-KERNEL(512, 1) residual_norm_lora(const ResidualLoraArgs args) {
-    __shared__ float squares[16][GROUP_ROWS];
+KERNEL(256, 2) residual_norm_lora(const ResidualLoraArgs args) {
+    __shared__ float squares[8][GROUP_ROWS];
     __shared__ float own[GROUP_ROWS];
     __shared__ float totals[GROUP_ROWS];
     let_dependents_start();

@@ -96,7 +96,7 @@ pub(super) struct Qkv {
     pub(super) block_size: u32,
     pub(super) eps: f32,
     pub(super) rows: u32,
-    pub(super) unused: u32,
+    pub(super) tiles: u32,
     pub(super) lora: Lora,
 }
 
@@ -111,7 +111,7 @@ pub(super) struct Gated {
     pub(super) y_stride: u32,
     pub(super) out_stride: u32,
     pub(super) ffn: u32,
-    pub(super) unused: u32,
+    pub(super) tiles: u32,
     pub(super) delta: u64,
 }
 

@@ -14,6 +14,9 @@ use crate::weights::Site;
 
 /// Columns of a block of `gated_mlp_lora`.
 const EXPAND_COLUMNS: usize = 128;
+/// Blocks of `gated_mlp_lora` and `qkv_lora` on a multiprocessor.
+const GATED_BLOCKS: usize = 3;
+const QKV_BLOCKS: usize = 5;
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
 /// Most columns of a norm: what 1024 threads keep in registers.
@@ -26,7 +29,7 @@ const QKV_ROWS: usize = 4;
 const GROUP_ROWS: usize = 8;
 const NORM_BLOCKS: usize = 8;
 const WARP_COLUMNS: usize = 64;
-const NORM_THREADS: usize = 512;
+const NORM_THREADS: usize = 256;
 
 impl CudaBackend {
     pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
@@ -129,13 +132,13 @@ impl CudaBackend {
             block_size: op.kv.shape.block_size as u32,
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
             rows: rows as u32,
-            unused: 0,
+            tiles: queued.tiles as u32,
             lora: queued.lora,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
         let (kernel, blocks) = match queued.tiles {
             0 => (&self.kernels.qkv, rows.div_ceil(QKV_ROWS)),
-            tiles => (&self.kernels.qkv_lora, tiles),
+            tiles => (&self.kernels.qkv_lora, self.turns(tiles, heads, QKV_BLOCKS)),
         };
         let shape = self.chained([heads, blocks, 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
@@ -201,16 +204,26 @@ impl CudaBackend {
             y_stride: queued.y_stride as u32,
             out_stride: op.out.stride as u32,
             ffn: ffn as u32,
-            unused: 0,
+            tiles: queued.tiles as u32,
             delta: queued.delta,
         };
         let (kernel, grid, threads) = match queued.tiles {
             0 => (&self.kernels.gated_mlp, [ffn.div_ceil(GATED_COLUMNS), rows, 1], 256),
-            tiles => (&self.kernels.gated_mlp_lora, [ffn.div_ceil(EXPAND_COLUMNS), tiles, 1], 128),
+            tiles => {
+                let columns = ffn.div_ceil(EXPAND_COLUMNS);
+                let turns = self.turns(tiles, columns, GATED_BLOCKS);
+                (&self.kernels.gated_mlp_lora, [columns, turns, 1], 128)
+            }
         };
         let shape = self.chained(grid, threads);
         // SAFETY: shapes are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
+    }
+
+    /// How many blocks share the tiles where there are so many beside each other, `each` of which fit on a multiprocessor: all
+    /// run at once, since those of a second wave would take as long as all others together.
+    fn turns(&self, tiles: usize, beside: usize, each: usize) -> usize {
+        tiles.min((each * self.gpu.probe.multiprocessors / beside.max(1)).max(1))
     }
 
     /// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as
