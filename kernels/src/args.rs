@@ -4,7 +4,7 @@
 //! one adapter are neighbours too, so that a LoRA segment is a range.
 
 use crate::backend::Backend;
-use crate::sampling::Sampled;
+use crate::sampling::{Sampled, Seen};
 
 /// The token of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,10 +241,8 @@ pub struct Penalties<'a> {
     pub presence: f32,
     /// Subtracted for each occurrence in the output.
     pub frequency: f32,
-    /// Tokens of the prompt; they count for `repetition` alone.
-    pub prompt: &'a [u32],
-    /// Tokens of the output so far.
-    pub output: &'a [u32],
+    /// Tokens of the prompt and of the output so far, each once; those of the prompt alone count for `repetition` alone.
+    pub seen: &'a [Seen],
 }
 
 /// What a step's sample rows gave. Flat and reused from step to step, so that reading it allocates nothing.

@@ -30,6 +30,7 @@ pub use backend::{
     AdapterPacker, Backend, BufferKind, DeviceInfo, DeviceMemory, OpCounters, StepMode,
 };
 pub use error::{KernelError, Result};
+pub use sampling::{Seen, SeenTokens};
 pub use weights::{
     AdapterMemory, AlignedBytes, DType, HostData, HostTensor, INT8_BLOCK, Int8Blocks, LoraPart,
     LoraWeights, PackedAdapter, Part, SharedBytes, Site,

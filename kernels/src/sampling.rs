@@ -7,6 +7,7 @@
 mod candidates;
 pub(crate) mod penalties;
 pub(crate) mod random;
+mod seen;
 pub(crate) mod softmax;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -14,9 +15,11 @@ pub(crate) mod tests;
 use crate::args::{SampleRow, SampleTask, SamplingParams};
 
 use candidates::{best, keep_reaching, nucleus};
-use penalties::{Counts, adjust};
+use penalties::adjust;
 use random::uniform;
 use softmax::{Softmax, max};
+
+pub use seen::{Seen, SeenTokens};
 
 /// What a sample row gave.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,7 +37,6 @@ pub struct Sampled {
 pub struct SamplingScratch {
     /// The logits before they are changed, where log-probabilities are wanted.
     unmodified: Vec<f32>,
-    counts: Counts,
     /// Tokens and their logits.
     candidates: Vec<(u32, f32)>,
     top: Vec<(u32, f32)>,
@@ -96,7 +98,7 @@ fn report(token: u32, count: usize, scratch: &mut SamplingScratch) -> Sampled {
 }
 
 fn draw(logits: &mut [f32], params: &SamplingParams<'_>, scratch: &mut SamplingScratch) -> u32 {
-    adjust(logits, params, &mut scratch.counts);
+    adjust(logits, params);
     let max = max(logits);
     if max == f32::NEG_INFINITY {
         return 0;

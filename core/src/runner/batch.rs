@@ -108,12 +108,11 @@ fn draw(sequence: &Sequence, position: usize) -> SamplingParams<'_> {
     SamplingParams {
         banned: if early { &sequence.banned } else { &[] },
         bias: &params.logit_bias,
-        penalties: params.is_penalised().then(|| Penalties {
+        penalties: sequence.seen.as_ref().map(|seen| Penalties {
             repetition: params.repetition_penalty,
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,
-            prompt: &sequence.tokens[..sequence.prompt_len],
-            output: sequence.output(),
+            seen: seen.as_slice(),
         }),
         temperature: params.temperature,
         min_p: params.min_p,

@@ -54,7 +54,7 @@ impl Scheduler {
 impl Sequence {
     /// Whether the next draw depends on what the one before gave, and not only on how many there were.
     fn needs_last_token(&self) -> bool {
-        self.params.is_penalised()
+        self.seen.is_some()
     }
 
     /// Whether the token that is being drawn is its last, whatever it is.

@@ -482,7 +482,7 @@ impl Scheduler {
         if !sequence.mixed {
             blocks.publish(sequence.key, &mut sequence.table, &sequence.tokens, computed);
         }
-        sequence.tokens.push(token?);
+        sequence.push(token?);
         sequence.ending(self.max_model_len)
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use loraplex_kernels::SeenTokens;
+
 use crate::adapter::Adapter;
 use crate::kv_cache::{BlockTable, PrefixKey};
 use crate::request::{
@@ -50,6 +52,8 @@ pub struct Sequence {
     pub overtaken: usize,
     /// How to draw.
     pub params: SamplingParams,
+    /// Its tokens counted, where penalties ask for that.
+    pub seen: Option<SeenTokens>,
     /// Seeds its draws.
     pub seed: u64,
     /// Reported at each prompt position, if asked for.
@@ -86,6 +90,7 @@ impl Sequence {
         };
         let generation = request.adapter.as_ref().map(|adapter| adapter.generation);
         let prompt_len = request.prompt.len();
+        let seen = params.is_penalised().then(|| SeenTokens::of_prompt(&request.prompt));
         let mut tokens = request.prompt;
         tokens.reserve_exact(params.max_tokens as usize);
         Self {
@@ -108,11 +113,20 @@ impl Sequence {
             overtaken: 0,
             seed: params.seed.unwrap_or(seed),
             params,
+            seen,
             prompt_logprobs: request.prompt_logprobs,
             end_tokens,
             banned,
             cached_tokens: 0,
             preemptions: 0,
+        }
+    }
+
+    /// Takes the token that it has drawn.
+    pub(super) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        if let Some(seen) = &mut self.seen {
+            seen.push(token);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use loraplex_kernels::cuda::{Buffer, CudaBackend, Linear, Vector};
 use loraplex_kernels::{
     Backend, BufferKind, Penalties, Result, RowToken, SampleRow, SampleTask, SamplingParams,
-    SequenceSpan, Step, StepOutput,
+    SeenTokens, SequenceSpan, Step, StepOutput,
 };
 
 const HIDDEN: usize = 4096;
@@ -41,13 +41,10 @@ pub(crate) fn run(mut backend: CudaBackend) -> Result<()> {
     };
     let prompt: Vec<u32> = (0..1000).map(|i| i * 97).collect();
     let output: Vec<u32> = (0..500).map(|i| i * 211).collect();
-    let penalties = Penalties {
-        repetition: 1.1,
-        presence: 0.2,
-        frequency: 0.1,
-        prompt: &prompt,
-        output: &output,
-    };
+    let mut seen = SeenTokens::of_prompt(&prompt);
+    output.iter().for_each(|&token| seen.push(token));
+    let seen = seen.as_slice();
+    let penalties = Penalties { repetition: 1.1, presence: 0.2, frequency: 0.1, seen };
     let greedy = SamplingParams::GREEDY;
     let plain = SamplingParams { temperature: 1.0, ..greedy };
     let both = SamplingParams { top_k: 50, top_p: 0.9, ..plain };

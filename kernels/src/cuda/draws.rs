@@ -7,6 +7,7 @@ use super::memory::padded;
 use super::weights::Linear;
 use crate::args::{Penalties, SampleRow, SampleTask, SamplingParams};
 use crate::error::Result;
+use crate::sampling::Seen;
 use crate::sampling::random::{BITS, uniform};
 use crate::sampling::softmax::log_least;
 
@@ -194,19 +195,22 @@ impl Changes {
             self.places.resize(vocabulary, 0);
         }
         let first = self.list.len();
-        let fits = self.collect(params, vocabulary, first).is_some();
-        for change in &self.list[first..] {
-            self.places[change[0] as usize] = 0;
+        let mut fits = self.name(params, vocabulary, first).is_some();
+        // Where nothing else names tokens, those that were seen need no places: each comes once.
+        let alone = self.list.len() == first;
+        if let Some(penalties) = params.penalties.as_ref().filter(|_| fits) {
+            fits = self.penalise(penalties, vocabulary, first, alone).is_some();
+        }
+        if !alone {
+            for change in &self.list[first..] {
+                self.places[change[0] as usize] = 0;
+            }
         }
         fits
     }
 
-    fn collect(
-        &mut self,
-        params: &SamplingParams<'_>,
-        vocabulary: usize,
-        first: usize,
-    ) -> Option<()> {
+    /// Those that name tokens: bans and biases.
+    fn name(&mut self, params: &SamplingParams<'_>, vocabulary: usize, first: usize) -> Option<()> {
         let valid = |token: &u32| (*token as usize) < vocabulary;
         for &token in params.banned.iter().filter(|token| valid(token)) {
             self.change(token, first)?[2] |= BANNED;
@@ -215,16 +219,29 @@ impl Changes {
             let change = self.change(token, first)?;
             change[1] = (f32::from_bits(change[1]) + bias).to_bits();
         }
-        let Some(penalties) = &params.penalties else { return Some(()) };
+        Some(())
+    }
+
+    fn penalise(
+        &mut self,
+        penalties: &Penalties<'_>,
+        vocabulary: usize,
+        first: usize,
+        alone: bool,
+    ) -> Option<()> {
         let repeats = penalties.repetition != 1.0;
-        let seen = if repeats { penalties.prompt } else { &[] };
-        for &token in seen.iter().filter(|token| valid(token)) {
-            self.change(token, first)?[2] |= SEEN;
-        }
-        if repeats || penalties.presence != 0.0 || penalties.frequency != 0.0 {
-            for &token in penalties.output.iter().filter(|token| valid(token)) {
-                let kind = &mut self.change(token, first)?[2];
-                *kind = (*kind | SEEN) + ONCE;
+        let counts = penalties.presence != 0.0 || penalties.frequency != 0.0;
+        let matters = |seen: &&Seen| {
+            (repeats || counts && seen.in_output > 0) && (seen.token as usize) < vocabulary
+        };
+        for seen in penalties.seen.iter().filter(matters) {
+            let kind = SEEN + ONCE * seen.in_output;
+            if !alone {
+                self.change(seen.token, first)?[2] |= kind;
+            } else if self.list.len() - first < MOST_CHANGES {
+                self.list.push([seen.token, 0.0_f32.to_bits(), kind, 0]);
+            } else {
+                return None;
             }
         }
         Some(())
@@ -309,7 +326,7 @@ impl CudaBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::penalties::{Counts, adjust};
+    use crate::sampling::penalties::adjust;
     use crate::sampling::tests::all_penalties;
 
     /// What `apply` in `draw.cu` does.
@@ -337,7 +354,7 @@ mod tests {
                     let params =
                         SamplingParams { banned, bias, penalties, ..SamplingParams::GREEDY };
                     let mut expected = logits;
-                    adjust(&mut expected, &params, &mut Counts::default());
+                    adjust(&mut expected, &params);
                     let first = changes.list.len();
                     assert!(changes.add(&params, logits.len()));
                     let mut found = logits;
@@ -353,13 +370,13 @@ mod tests {
 
     #[test]
     fn a_row_with_too_much_to_send_is_the_hosts_and_leaves_nothing_behind() {
-        let tokens: Vec<u32> = (0..2 * MOST_CHANGES as u32).collect();
+        let tokens: Vec<Seen> =
+            (0..2 * MOST_CHANGES as u32).map(|token| Seen { token, in_output: 0 }).collect();
         let penalties = |count: usize| Penalties {
             repetition: 1.1,
             presence: 0.0,
             frequency: 0.0,
-            prompt: &tokens[..count],
-            output: &[],
+            seen: &tokens[..count],
         };
         let mut draws = Draws::default();
         let mut task = |count, logprobs| {

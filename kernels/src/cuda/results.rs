@@ -10,7 +10,7 @@ use super::gpu::Gpu;
 use super::memory::Pinned;
 use crate::args::{Penalties, SampleRow, SampleTask, SamplingParams, StepOutput};
 use crate::error::Result;
-use crate::sampling::{Sampled, SamplingScratch, sample_row};
+use crate::sampling::{Sampled, SamplingScratch, Seen, sample_row};
 
 /// Rows whose logits the host holds at once.
 const HOST_ROWS: usize = 64;
@@ -67,9 +67,8 @@ struct OwnParams {
 
 #[derive(Debug)]
 struct OwnPenalties {
-    prompt: Vec<u32>,
-    output: Vec<u32>,
-    /// The numbers; its slices are empty.
+    seen: Vec<Seen>,
+    /// The numbers; its slice is empty.
     numbers: Penalties<'static>,
 }
 
@@ -81,9 +80,8 @@ impl OwnTask {
                 banned: params.banned.to_vec(),
                 bias: params.bias.to_vec(),
                 penalties: params.penalties.as_ref().map(|penalties| OwnPenalties {
-                    prompt: penalties.prompt.to_vec(),
-                    output: penalties.output.to_vec(),
-                    numbers: Penalties { prompt: &[], output: &[], ..*penalties },
+                    seen: penalties.seen.to_vec(),
+                    numbers: Penalties { seen: &[], ..*penalties },
                 }),
                 numbers: SamplingParams { banned: &[], bias: &[], penalties: None, ..*params },
             })),
@@ -96,11 +94,10 @@ impl OwnTask {
             Self::Draw(own) => SampleTask::Draw(SamplingParams {
                 banned: &own.banned,
                 bias: &own.bias,
-                penalties: own.penalties.as_ref().map(|penalties| Penalties {
-                    prompt: &penalties.prompt,
-                    output: &penalties.output,
-                    ..penalties.numbers
-                }),
+                penalties: own
+                    .penalties
+                    .as_ref()
+                    .map(|penalties| Penalties { seen: &penalties.seen, ..penalties.numbers }),
                 ..own.numbers
             }),
         }

@@ -78,8 +78,14 @@ pub(crate) fn all_penalties() -> [Option<Penalties<'static>>; 8] {
         repetition,
         presence,
         frequency,
-        prompt: &[0, 2, 2, 5, 4_000_000],
-        output: &[1, 2, 1, 1, 6, 4_000_000],
+        seen: &[
+            Seen { token: 0, in_output: 0 },
+            Seen { token: 2, in_output: 1 },
+            Seen { token: 5, in_output: 0 },
+            Seen { token: 4_000_000, in_output: 1 },
+            Seen { token: 1, in_output: 3 },
+            Seen { token: 6, in_output: 1 },
+        ],
     };
     [
         None,
@@ -229,8 +235,11 @@ fn a_draw_depends_on_its_own_row_and_number_alone() {
         repetition: 1.5,
         presence: 0.5,
         frequency: 0.5,
-        prompt: &[0, 1],
-        output: &[2, 2],
+        seen: &[
+            Seen { token: 0, in_output: 0 },
+            Seen { token: 1, in_output: 0 },
+            Seen { token: 2, in_output: 2 },
+        ],
     };
     let mut used = SamplingScratch::default();
     for draw in 0..20 {

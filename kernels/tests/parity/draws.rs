@@ -7,7 +7,7 @@
 use half::bf16;
 use loraplex_kernels::{
     Backend, BufferKind, HostData, HostTensor, Penalties, RowToken, SampleRow, SampleTask,
-    SamplingParams, SequenceSpan, Step, StepOutput,
+    SamplingParams, Seen, SequenceSpan, Step, StepOutput,
 };
 
 /// Inputs of the head.
@@ -165,17 +165,13 @@ fn changed(logits: &[f32], params: &SamplingParams<'_>) -> Vec<f32> {
         }
     }
     let Some(penalties) = &params.penalties else { return logits };
-    let mut seen: Vec<u32> = [penalties.prompt, penalties.output].concat();
-    seen.sort_unstable();
-    seen.dedup();
-    for token in seen {
-        let Some(logit) = logits.get_mut(token as usize) else { continue };
+    for seen in penalties.seen {
+        let Some(logit) = logits.get_mut(seen.token as usize) else { continue };
         let positive = *logit > 0.0;
         *logit =
             if positive { *logit / penalties.repetition } else { *logit * penalties.repetition };
-        let count = penalties.output.iter().filter(|&&other| other == token).count();
-        if count > 0 {
-            *logit -= penalties.presence + penalties.frequency * count as f32;
+        if seen.in_output > 0 {
+            *logit -= penalties.presence + penalties.frequency * seen.in_output as f32;
         }
     }
     logits
@@ -309,8 +305,14 @@ const PENALTIES: Penalties<'_> = Penalties {
     repetition: 1.3,
     presence: -0.4,
     frequency: 0.9,
-    prompt: &[0, 2, 2, 5, 4_000_000],
-    output: &[1, 2, 1, 1, 6, 4_000_000],
+    seen: &[
+        Seen { token: 0, in_output: 0 },
+        Seen { token: 2, in_output: 1 },
+        Seen { token: 5, in_output: 0 },
+        Seen { token: 4_000_000, in_output: 1 },
+        Seen { token: 1, in_output: 3 },
+        Seen { token: 6, in_output: 1 },
+    ],
 };
 
 /// What is wanted of all these logits: every `step`th of all combinations, each with its own number.

@@ -24,7 +24,7 @@ use loraplex_kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
 use loraplex_kernels::reference::ReferenceBackend;
 use loraplex_kernels::{
-    Backend, DType, OpCounters, Part, Penalties, SampleRow, SampleTask, SamplingParams, Site,
+    Backend, DType, OpCounters, Part, Penalties, SampleRow, SampleTask, SamplingParams, Seen, Site,
     StepOutput,
 };
 
@@ -198,8 +198,14 @@ fn varied((sequence, position): (usize, usize)) -> SamplingParams<'static> {
         repetition: 1.0,
         presence: 0.8,
         frequency: 0.3,
-        prompt: &[1, 2, 3],
-        output: &[4, 5, 4, 4, 6],
+        seen: &[
+            Seen { token: 1, in_output: 0 },
+            Seen { token: 2, in_output: 0 },
+            Seen { token: 3, in_output: 0 },
+            Seen { token: 4, in_output: 3 },
+            Seen { token: 5, in_output: 1 },
+            Seen { token: 6, in_output: 1 },
+        ],
     };
     let of = |choices: &[f32]| choices[position % choices.len()];
     SamplingParams {
@@ -272,14 +278,9 @@ fn a_draw_does_not_depend_on_the_rows_beside_it() {
 
 #[test]
 fn more_changes_than_a_device_takes_are_made() {
-    let tokens: Vec<u32> = (0..20_000).map(|i| i * 3).collect();
-    let penalties = Penalties {
-        repetition: 1.2,
-        presence: 2.0,
-        frequency: 0.0,
-        prompt: &tokens,
-        output: &tokens[..9],
-    };
+    let seen: Vec<Seen> =
+        (0..20_000).map(|i| Seen { token: i * 3, in_output: u32::from(i < 9) }).collect();
+    let penalties = Penalties { repetition: 1.2, presence: 2.0, frequency: 0.0, seen: &seen };
     let rows = (0..3).map(|draw| {
         let penalties = Some(penalties);
         let params = SamplingParams { temperature: 1.0, penalties, draw, ..SamplingParams::GREEDY };

@@ -15,12 +15,13 @@ fn direct_logits(logits: &[f32], params: &SamplingParams<'_>) -> Vec<f64> {
         }
         *logit += params.bias.iter().filter(|b| b.0 == id).map(|b| f64::from(b.1)).sum::<f64>();
         let Some(penalties) = &params.penalties else { continue };
-        let count = penalties.output.iter().filter(|&&token| token == id).count();
-        if count > 0 || penalties.prompt.contains(&id) {
+        let seen = penalties.seen.iter().find(|seen| seen.token == id);
+        let count = seen.map_or(0, |seen| seen.in_output);
+        if seen.is_some() {
             let repetition = f64::from(penalties.repetition);
             *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
         }
-        *logit -= f64::from(penalties.frequency) * count as f64;
+        *logit -= f64::from(penalties.frequency) * f64::from(count);
         *logit -= if count > 0 { f64::from(penalties.presence) } else { 0.0 };
     }
     logits
