@@ -41,7 +41,7 @@ struct Draw {
     float frequency;
     u32 task;
     u32 top;  // best tokens wanted
-    u32 unused;
+    u32 own;  // 1 + the row whose own token counts as one more of the output, or 0; then there is room for one more change
 };
 
 // This block's part of a row.
@@ -393,24 +393,39 @@ struct DrawArgs {
     Change* changes;  // of all rows
     uint4* out;       // `Picked` of `sample.cu`
     u32* sampled;     // tokens for the next step
+    const u32* tokens;  // of the step's rows
     u32 stride;
     u32 vocabulary;  // 2^19 at most, so that sums of weights fit
 };
 
-DEVICE void apply(const Row& row, const Draw& draw, Change* changes) {
+// Makes a change and keeps what was there before.
+DEVICE void apply_one(const Row& row, const Draw& draw, Change& kept, const Change& change) {
+    if (!row.has(change.token)) return;
+    float logit = row.logits[change.token];
+    kept.old = logit;
+    if (change.kind & 1) logit = -INFINITY_F;
+    logit = __fadd_rn(logit, change.bias);
+    if (change.kind & 2) {
+        logit = logit > 0.0f ? __fdiv_rn(logit, draw.repetition) : __fmul_rn(logit, draw.repetition);
+    }
+    const u32 count = change.kind >> 2;
+    if (count) logit = __fsub_rn(logit, __fadd_rn(draw.presence, __fmul_rn(draw.frequency, (float)count)));
+    row.logits[change.token] = logit;
+}
+
+// `own` is the token that counts as one more of the output, or none.
+DEVICE void apply(const Row& row, const Draw& draw, Change* changes, u32 own) {
+    bool found = false;
     for (u32 i = threadIdx.x; i < draw.changes; i += THREADS) {
-        const Change change = changes[i];
-        if (!row.has(change.token)) continue;
-        float logit = row.logits[change.token];
-        changes[i].old = logit;
-        if (change.kind & 1) logit = -INFINITY_F;
-        logit = __fadd_rn(logit, change.bias);
-        if (change.kind & 2) {
-            logit = logit > 0.0f ? __fdiv_rn(logit, draw.repetition) : __fmul_rn(logit, draw.repetition);
-        }
-        const u32 count = change.kind >> 2;
-        if (count) logit = __fsub_rn(logit, __fadd_rn(draw.presence, __fmul_rn(draw.frequency, (float)count)));
-        row.logits[change.token] = logit;
+        Change change = changes[i];
+        if (change.token == own) change.kind = (change.kind + 4) | 2, found = true;
+        apply_one(row, draw, changes[i], change);
+    }
+    found = __syncthreads_or(found);
+    if (!found && threadIdx.x == 0 && row.has(own)) {
+        Change& more = changes[draw.changes];
+        more.token = own;
+        apply_one(row, draw, more, Change{own, 0.0f, 6, 0.0f});
     }
     __syncthreads();
 }
@@ -440,7 +455,7 @@ KERNEL(THREADS, 2) draw(const DrawArgs args) {
     if (params.task == NO_DRAW) return;
     const Row row(args.logits + (u64)blockIdx.y * args.stride, args.vocabulary);
     Change* changes = args.changes + params.first_change;
-    apply(row, params, changes);
+    apply(row, params, changes, params.own ? args.tokens[params.own - 1] : NO_TOKEN);
     const Best best = best_of(shared, row);
     // Where nothing is above minus infinity the token is 0.
     u32 token = best.logit > -INFINITY_F ? best.token : 0;
@@ -450,7 +465,7 @@ KERNEL(THREADS, 2) draw(const DrawArgs args) {
     // Nobody leaves while others read its shared memory.
     sync_cluster();
     if (params.task == DRAW_AND_RESTORE) {
-        for (u32 i = threadIdx.x; i < params.changes; i += THREADS) {
+        for (u32 i = threadIdx.x; i < params.changes + (params.own != 0); i += THREADS) {
             if (row.has(changes[i].token)) row.logits[changes[i].token] = changes[i].old;
         }
     }

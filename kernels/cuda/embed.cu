@@ -3,7 +3,7 @@
 struct EmbedArgs {
     const u16* table;    // [vocabulary, stride]
     float* residual;     // [rows, residual_stride]
-    const u32* tokens;   // one a row; the top bit marks a sample row of the step before
+    u32* tokens;         // one a row; the top bit marks a sample row of the step before, until it is known
     const u32* sampled;  // tokens of the step before
     u32 stride;
     u32 residual_stride;
@@ -15,7 +15,11 @@ KERNEL(256, 1) embed(const EmbedArgs args) {
     let_dependents_start();
     wait_for_primary();
     u32 token = args.tokens[blockIdx.x];
-    if (token >> 31) token = args.sampled[token & 0x7fffffffu];
+    const bool drawn = token >> 31;
+    if (drawn) token = args.sampled[token & 0x7fffffffu];
+    __syncthreads();
+    // A draw may ask for it when this step's tokens have replaced the ones before.
+    if (drawn && threadIdx.x == 0) args.tokens[blockIdx.x] = token;
     // The host has checked the tokens that it knows; a drawn one is below the head's rows.
     if (token >= args.vocabulary) token = 0;
     const u16* from = args.table + (u64)token * args.stride;

@@ -185,6 +185,16 @@ pub struct SampleRow<'a> {
     pub logprobs: Option<u32>,
 }
 
+impl SampleRow<'_> {
+    /// Whether the draw depends on the row's own token beyond the logits.
+    pub(crate) fn counts_own_token(&self) -> bool {
+        match &self.task {
+            SampleTask::Draw(params) => params.penalties.is_some_and(|penalties| penalties.own),
+            SampleTask::Score(_) => false,
+        }
+    }
+}
+
 /// What to do with a row's logits.
 #[derive(Debug, Clone, Copy)]
 pub enum SampleTask<'a> {
@@ -243,6 +253,8 @@ pub struct Penalties<'a> {
     pub frequency: f32,
     /// Tokens of the prompt and of the output so far, each once; those of the prompt alone count for `repetition` alone.
     pub seen: &'a [Seen],
+    /// Whether the row's own token counts as one more of the output: it was not known when `seen` was made.
+    pub own: bool,
 }
 
 /// What a step's sample rows gave. Flat and reused from step to step, so that reading it allocates nothing.

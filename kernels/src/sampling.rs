@@ -50,7 +50,8 @@ impl SamplingScratch {
     }
 }
 
-/// Draws from one row of logits, or scores it; overwrites the logits. In this order:
+/// Draws from one row of logits, or scores it; overwrites the logits. `own` is the row's own token, which precedes the drawn
+/// one. In this order:
 ///
 /// 1. Log-probabilities and ranks are those of the unmodified logits: `l - ln Σ eˡ`.
 /// 2. Banned tokens get minus infinity, `bias` is added, then [`Penalties`](crate::Penalties): repetition divides
@@ -66,6 +67,7 @@ impl SamplingScratch {
 pub fn sample_row(
     logits: &mut [f32],
     row: &SampleRow<'_>,
+    own: u32,
     scratch: &mut SamplingScratch,
 ) -> Sampled {
     scratch.top.clear();
@@ -75,7 +77,7 @@ pub fn sample_row(
     }
     let token = match &row.task {
         SampleTask::Score(token) => *token,
-        SampleTask::Draw(params) => draw(logits, params, scratch),
+        SampleTask::Draw(params) => draw(logits, params, own, scratch),
     };
     match row.logprobs {
         None => Sampled { token, logprob: f32::NAN, rank: 0 },
@@ -97,8 +99,13 @@ fn report(token: u32, count: usize, scratch: &mut SamplingScratch) -> Sampled {
     Sampled { token, logprob: softmax.log_weight(own, log_sum), rank }
 }
 
-fn draw(logits: &mut [f32], params: &SamplingParams<'_>, scratch: &mut SamplingScratch) -> u32 {
-    adjust(logits, params);
+fn draw(
+    logits: &mut [f32],
+    params: &SamplingParams<'_>,
+    own: u32,
+    scratch: &mut SamplingScratch,
+) -> u32 {
+    adjust(logits, params, own);
     let max = max(logits);
     if max == f32::NEG_INFINITY {
         return 0;

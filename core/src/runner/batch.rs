@@ -84,7 +84,7 @@ pub(super) fn sample_rows<'a>(
         if chunk.draws {
             rows.push(SampleRow {
                 row: (first_row + chunk.rows - 1) as u32,
-                task: SampleTask::Draw(draw(sequence, chunk.first + chunk.rows)),
+                task: SampleTask::Draw(draw(sequence, chunk)),
                 logprobs: sequence.params.logprobs,
             });
         }
@@ -99,11 +99,11 @@ pub(super) fn recycled<T, U>(mut used: Vec<T>) -> Vec<U> {
     used.into_iter().map(|_| unreachable!("the vector was emptied")).collect()
 }
 
-/// How the token at `position` is drawn.
-fn draw(sequence: &Sequence, position: usize) -> SamplingParams<'_> {
+/// How the token behind a chunk is drawn.
+fn draw<'a>(sequence: &'a Sequence, chunk: &Chunk) -> SamplingParams<'a> {
     let params = &sequence.params;
-    // The token before it may not be there yet.
-    let drawn = position - sequence.prompt_len;
+    // The chunk's own token may not be there yet.
+    let drawn = chunk.first + chunk.rows - sequence.prompt_len;
     let early = drawn < params.min_tokens as usize;
     SamplingParams {
         banned: if early { &sequence.banned } else { &[] },
@@ -113,6 +113,7 @@ fn draw(sequence: &Sequence, position: usize) -> SamplingParams<'_> {
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,
             seen: seen.as_slice(),
+            own: chunk.follows.is_some(),
         }),
         temperature: params.temperature,
         min_p: params.min_p,

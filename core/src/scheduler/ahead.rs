@@ -26,7 +26,7 @@ impl Scheduler {
         for chunk in &last.chunks {
             sample += chunk.samples();
             let Some(sequence) = self.sequences.find_mut(chunk.slot) else { continue };
-            if !chunk.draws || sequence.needs_last_token() {
+            if !chunk.draws {
                 return false;
             }
             live += 1;
@@ -52,11 +52,6 @@ impl Scheduler {
 }
 
 impl Sequence {
-    /// Whether the next draw depends on what the one before gave, and not only on how many there were.
-    fn needs_last_token(&self) -> bool {
-        self.seen.is_some()
-    }
-
     /// Whether the token that is being drawn is its last, whatever it is.
     fn fills_up(&self, max_model_len: usize) -> bool {
         self.output().len() + 1 >= self.params.max_tokens as usize

@@ -44,7 +44,7 @@ pub(crate) fn run(mut backend: CudaBackend) -> Result<()> {
     let mut seen = SeenTokens::of_prompt(&prompt);
     output.iter().for_each(|&token| seen.push(token));
     let seen = seen.as_slice();
-    let penalties = Penalties { repetition: 1.1, presence: 0.2, frequency: 0.1, seen };
+    let penalties = Penalties { repetition: 1.1, presence: 0.2, frequency: 0.1, seen, own: false };
     let greedy = SamplingParams::GREEDY;
     let plain = SamplingParams { temperature: 1.0, ..greedy };
     let both = SamplingParams { top_k: 50, top_p: 0.9, ..plain };

@@ -141,6 +141,7 @@ impl CpuBackend {
         let Some(logits) = &mut sampling.logits else { return Ok(()) };
         let logits = SharedMut::new(logits.as_mut_ptr::<f32>());
         let scratch = SharedMut::new(sampling.rows.as_mut_ptr());
+        let tokens = &self.step.tokens;
         self.pool.run(rows.len(), |task, _| {
             // SAFETY: one row of logits and of scratch a task; both have `ROWS`.
             let (logits, scratch) = unsafe {
@@ -150,7 +151,9 @@ impl CpuBackend {
             if let Some(bias) = &head.bias {
                 logits.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
             }
-            scratch.sampled = Some(sample_row(logits, &rows[task], &mut scratch.scratch));
+            let row = &rows[task];
+            let own = tokens[row.row as usize];
+            scratch.sampled = Some(sample_row(logits, row, own, &mut scratch.scratch));
         })?;
         for row in &mut sampling.rows[..rows.len()] {
             if let Some(sampled) = row.sampled.take() {

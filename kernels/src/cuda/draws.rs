@@ -94,7 +94,8 @@ impl Draws {
             SampleTask::Draw(params) => {
                 let greedy = params.temperature.is_nan() || params.temperature <= 0.0;
                 let fits = vocabulary <= MOST_TOKENS && self.changes.add(params, vocabulary);
-                match (fits, greedy && self.changes.list.len() == first) {
+                let changes = self.changes.list.len() > first || row.counts_own_token();
+                match (fits, greedy && !changes) {
                     (false, _) => Task::Host,
                     (true, true) => Task::Best,
                     (true, false) => Task::Draw { scored: row.logprobs.is_some() },
@@ -113,6 +114,11 @@ impl Draws {
         let mut words = [0; DRAW_WORDS];
         if let (Task::Draw { scored }, SampleTask::Draw(params)) = (task, &row.task) {
             words = draw_words(params, scored, first..self.changes.list.len());
+            if row.counts_own_token() {
+                words[13] = row.row + 1;
+                // Room for the change of a token that has none.
+                self.changes.list.push([u32::MAX, 0, 0, 0]);
+            }
         }
         words[12] = top;
         self.rows.push(words);
@@ -274,12 +280,13 @@ impl CudaBackend {
             changes: sampler.wanted.address() + 4 * sampler.places.changes as u64,
             out: sampler.picked_of(first),
             sampled: sampler.sampled.address() + 4 * first as u64,
+            tokens: self.meta(self.step.counts.places().tokens),
             stride: padded(head.outputs) as u32,
             vocabulary: head.outputs as u32,
         };
         let shape = self.cluster_shape(head.outputs, count);
         // SAFETY: logits, rows and outputs have room for `count` rows from `first`, and the rows' changes lie behind them,
-        // each of a token below the vocabulary.
+        // each of a token below the vocabulary; the step has the rows whose own tokens they name.
         unsafe { self.gpu.launch(&self.kernels.draw, &self.gpu.compute, shape, &args) }
     }
 
@@ -354,7 +361,7 @@ mod tests {
                     let params =
                         SamplingParams { banned, bias, penalties, ..SamplingParams::GREEDY };
                     let mut expected = logits;
-                    adjust(&mut expected, &params);
+                    adjust(&mut expected, &params, 0);
                     let first = changes.list.len();
                     assert!(changes.add(&params, logits.len()));
                     let mut found = logits;
@@ -377,6 +384,7 @@ mod tests {
             presence: 0.0,
             frequency: 0.0,
             seen: &tokens[..count],
+            own: false,
         };
         let mut draws = Draws::default();
         let mut task = |count, logprobs| {

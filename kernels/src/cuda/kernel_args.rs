@@ -235,6 +235,7 @@ pub(super) struct Draw {
     pub(super) changes: u64,
     pub(super) out: u64,
     pub(super) sampled: u64,
+    pub(super) tokens: u64,
     pub(super) stride: u32,
     pub(super) vocabulary: u32,
 }
@@ -288,7 +289,7 @@ kernel_args! {
     Prefill: 80,
     Gather: 32,
     Pick: 56,
-    Draw: 48,
+    Draw: 56,
     Top: 40,
     Random: 40,
 }

@@ -45,6 +45,8 @@ struct Row {
     logprobs: Option<u32>,
     /// What the host needs to know.
     own: Option<OwnTask>,
+    /// The row's own token, where the host asks for it.
+    token: u32,
     /// Place among the logits on the host.
     place: usize,
 }
@@ -127,12 +129,13 @@ impl Results {
         self.taken = 0;
     }
 
-    /// Takes the rows of a step, and tells `draws` of them.
+    /// Takes the rows of a step, and tells `draws` of them. `token` finds a row's own token.
     pub(super) fn begin(
         &mut self,
         vocabulary: usize,
         rows: &[SampleRow<'_>],
         draws: &mut Draws,
+        mut token: impl FnMut(u32) -> Result<u32>,
     ) -> Result<()> {
         self.vocabulary = vocabulary;
         draws.clear();
@@ -141,7 +144,9 @@ impl Results {
             let task = draws.add(row, vocabulary);
             let own = (task == Task::Host).then(|| OwnTask::new(&row.task));
             host_rows += usize::from(own.is_some());
-            self.rows.push(Row { task, logprobs: row.logprobs, own, place: 0 });
+            let asks = own.is_some() && row.counts_own_token();
+            let token = if asks { token(row.row)? } else { 0 };
+            self.rows.push(Row { task, logprobs: row.logprobs, own, token, place: 0 });
         }
         let picked = rows.len().next_power_of_two() * PICKED_WORDS * 4;
         reserve(&self.gpu, &mut self.picked, picked)?;
@@ -235,7 +240,7 @@ impl Results {
                     let logits = self.logits.as_mut().expect("reserved by `begin`");
                     let logits = &mut logits.as_mut_slice::<f32>()[span];
                     let wanted = SampleRow { row: 0, task: own.task(), logprobs: row.logprobs };
-                    let sampled = sample_row(logits, &wanted, scratch);
+                    let sampled = sample_row(logits, &wanted, row.token, scratch);
                     self.output.push(sampled, scratch.top());
                 }
             }

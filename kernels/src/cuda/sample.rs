@@ -18,7 +18,7 @@ use super::memory::{Workspace, padded};
 use super::product::FewRows;
 use super::results::{PICKED_WORDS, Results, TOP_WORDS};
 use super::weights::{Buffer, Linear};
-use crate::args::{SampleRow, StepOutput};
+use crate::args::{RowToken, SampleRow, StepOutput};
 use crate::backend::BufferKind::Operand;
 use crate::error::{KernelError, Result};
 use crate::sampling::SamplingScratch;
@@ -129,6 +129,18 @@ impl Sampler {
     }
 }
 
+/// The token of a sample row of the last step, which is waited for.
+fn drawn(last: Option<&Mutex<Results>>, row: u32, scratch: &mut SamplingScratch) -> Result<u32> {
+    let Some(last) = last else {
+        return Err(super::error::mismatch("sampled row", "a step before", row));
+    };
+    let mut last = lock(last);
+    last.finish(scratch)?;
+    let tokens = &last.output().tokens;
+    check_below("sampled row", row as usize, tokens.len())?;
+    Ok(tokens[row as usize])
+}
+
 impl CudaBackend {
     /// Room for the tokens of a step, before any graph is recorded.
     pub(super) fn reserve_sampled(&mut self, rows: usize) -> Result<()> {
@@ -163,7 +175,11 @@ impl CudaBackend {
         }
         self.reserve_sampled(rows.len())?;
         let mut results = lock(&results);
-        results.begin(head.outputs, rows, &mut self.sampler.draws)?;
+        let Sampler { draws, last, scratch, .. } = &mut self.sampler;
+        results.begin(head.outputs, rows, draws, |row| match self.step.token(row as usize) {
+            RowToken::Known(token) => Ok(token),
+            RowToken::Sampled(sample) => drawn(last.as_deref(), sample, scratch),
+        })?;
         self.send_wanted(rows)?;
         for first in (0..rows.len()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(rows.len() - first);

@@ -170,6 +170,14 @@ impl StepState {
         Ok(())
     }
 
+    /// The token of a row.
+    pub(super) fn token(&self, row: usize) -> RowToken {
+        match self.tokens[row] {
+            token if token & SAMPLED != 0 => RowToken::Sampled(token & !SAMPLED),
+            token => RowToken::Known(token),
+        }
+    }
+
     /// Whether every sequence has one row.
     pub(super) fn decodes_only(&self) -> bool {
         self.sequences.iter().all(|sequence| sequence.rows == 1)

@@ -275,7 +275,8 @@ impl Backend for ReferenceBackend {
             self.logits.resize(chunk.len() * head.out, 0.0);
             matmul::linear(head, &wanted, &mut self.logits);
             for (row, logits) in chunk.iter().zip(self.logits.chunks_exact_mut(head.out)) {
-                let sampled = sample_row(logits, row, &mut self.scratch);
+                let own = self.step.tokens[row.row as usize];
+                let sampled = sample_row(logits, row, own, &mut self.scratch);
                 self.output.push(sampled, self.scratch.top());
             }
         }

@@ -32,7 +32,7 @@ fn rows() -> Vec<(&'static str, Vec<f32>)> {
 
 fn draw_with(logits: &[f32], params: SamplingParams<'_>, scratch: &mut SamplingScratch) -> u32 {
     let row = SampleRow { row: 0, task: SampleTask::Draw(params), logprobs: None };
-    sample_row(&mut logits.to_vec(), &row, scratch).token
+    sample_row(&mut logits.to_vec(), &row, 0, scratch).token
 }
 
 /// Each draw must be the token whose share of [0, 1) holds the draw's number.
@@ -86,6 +86,7 @@ pub(crate) fn all_penalties() -> [Option<Penalties<'static>>; 8] {
             Seen { token: 1, in_output: 3 },
             Seen { token: 6, in_output: 1 },
         ],
+        own: false,
     };
     [
         None,
@@ -154,7 +155,7 @@ fn numbers_out_of_range_do_not_panic() {
                     let params = SamplingParams { top_k: [0, 2][i % 2], ..params };
                     let task = SampleTask::Draw(params);
                     let row = SampleRow { row: 0, task, logprobs: Some(5) };
-                    let token = sample_row(&mut logits.to_vec(), &row, &mut scratch).token;
+                    let token = sample_row(&mut logits.to_vec(), &row, 0, &mut scratch).token;
                     assert_eq!(token, expected, "{logits:?} {params:?}");
                     assert!(scratch.top().iter().all(|(_, logprob)| !logprob.is_nan()));
                 }
@@ -177,7 +178,7 @@ fn logprobs_ranks_and_best_tokens_are_of_the_unmodified_logits() {
             let score = SampleTask::Score(order[order.len() / 2] as u32);
             for task in [task, score] {
                 let row = SampleRow { row: 0, task, logprobs: Some(count) };
-                let sampled = sample_row(&mut logits.clone(), &row, &mut scratch);
+                let sampled = sample_row(&mut logits.clone(), &row, 0, &mut scratch);
                 let token = sampled.token as usize;
                 let rank = order.iter().filter(|&&id| logits[id] > logits[token]).count();
                 assert!((sampled.logprob - logprob(token)).abs() < 1e-4, "{name}: {sampled:?}");
@@ -198,7 +199,7 @@ fn a_row_that_wants_no_logprobs_gets_none() {
     for task in [SampleTask::Draw(NO_CHANGE), SampleTask::Score(1)] {
         for logprobs in [Some(2), None] {
             let row = SampleRow { row: 0, task, logprobs };
-            let sampled = sample_row(&mut [0.5, 1.0, 2.0], &row, &mut scratch);
+            let sampled = sample_row(&mut [0.5, 1.0, 2.0], &row, 0, &mut scratch);
             assert_eq!(sampled.logprob.is_nan(), logprobs.is_none());
             assert_eq!(scratch.top().is_empty(), logprobs.is_none());
         }
@@ -229,6 +230,29 @@ fn draws_follow_the_distribution() {
 }
 
 #[test]
+fn a_rows_own_token_counts_as_one_more_of_the_output() {
+    for penalties in all_penalties().into_iter().flatten() {
+        // Seen in the prompt alone, in the output, nowhere, and beyond the vocabulary.
+        for own in [0, 1, 3, 4_000_000, u32::MAX] {
+            let mut seen = penalties.seen.to_vec();
+            match seen.iter_mut().find(|seen| seen.token == own) {
+                Some(seen) => seen.in_output += 1,
+                None => seen.push(Seen { token: own, in_output: 1 }),
+            }
+            let logits = [0.5, -1.5, 2.0, 0.25, -0.125, 4.0, 1.0];
+            let adjusted = |penalties, own| {
+                let mut logits = logits;
+                let penalties = Some(penalties);
+                adjust(&mut logits, &SamplingParams { penalties, ..NO_CHANGE }, own);
+                logits
+            };
+            let expected = adjusted(Penalties { seen: &seen, ..penalties }, 5);
+            assert_eq!(adjusted(Penalties { own: true, ..penalties }, own), expected, "{own}");
+        }
+    }
+}
+
+#[test]
 fn a_draw_depends_on_its_own_row_and_number_alone() {
     let rows = rows();
     let penalties = Penalties {
@@ -240,6 +264,7 @@ fn a_draw_depends_on_its_own_row_and_number_alone() {
             Seen { token: 1, in_output: 0 },
             Seen { token: 2, in_output: 2 },
         ],
+        own: false,
     };
     let mut used = SamplingScratch::default();
     for draw in 0..20 {
@@ -269,7 +294,7 @@ fn scratch_stops_growing() {
             for (top_k, top_p) in [(0, 0.99), (9, 0.8)] {
                 let task = SampleTask::Draw(SamplingParams { top_k, top_p, ..NO_CHANGE });
                 let row = SampleRow { row: 0, task, logprobs: Some(20) };
-                sample_row(&mut logits.clone(), &row, scratch);
+                sample_row(&mut logits.clone(), &row, 0, scratch);
             }
         }
         [scratch.unmodified.capacity(), scratch.candidates.capacity(), scratch.top.capacity()]

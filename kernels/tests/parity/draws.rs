@@ -28,6 +28,16 @@ fn parts(logit: f32) -> [bf16; 2] {
     [high, bf16::from_f32(if rest.is_finite() { rest } else { 0.0 })]
 }
 
+/// How the step before draws what is the own token of a sheet's rows.
+const BEFORE: SamplingParams<'_> = SamplingParams { bias: &[(1, 1e4)], ..SamplingParams::GREEDY };
+
+impl Sheet<'_> {
+    /// The own token of its rows.
+    fn own(&self) -> u32 {
+        best_first(&changed(&self.logits, &BEFORE, 0)).first().copied().unwrap_or(0)
+    }
+}
+
 /// Draws the rows of a sheet, `at_once` in a step.
 pub(crate) fn draw<B: Backend>(mut backend: B, sheet: &Sheet<'_>, at_once: usize) -> StepOutput {
     let vocabulary = sheet.logits.len();
@@ -38,16 +48,20 @@ pub(crate) fn draw<B: Backend>(mut backend: B, sheet: &Sheet<'_>, at_once: usize
         row[..2].copy_from_slice(&parts);
     }
     let head = HostTensor::new(vocabulary, HIDDEN, HostData::Bf16(values)).unwrap();
-    let ones = HostTensor::from_f32(1, HIDDEN, vec![1.0; HIDDEN]).unwrap();
+    let ones = HostTensor::from_f32(vocabulary, HIDDEN, vec![1.0; vocabulary * HIDDEN]).unwrap();
     let head = backend.upload_linear(&[head], None).unwrap();
     let table = backend.upload_linear(&[ones], None).unwrap();
     let norm = backend.upload_vector(&[1.0; HIDDEN]).unwrap();
     let mut residual = backend.buffer(BufferKind::Residual, 1, HIDDEN).unwrap();
     let mut x = backend.buffer(BufferKind::Operand, 1, HIDDEN).unwrap();
     let (mut all, mut output) = (StepOutput::default(), StepOutput::default());
-    for rows in sheet.rows.chunks(at_once) {
+    let mut pending = None;
+    let before = SampleRow { row: 0, task: SampleTask::Draw(BEFORE), logprobs: None };
+    let both = sheet.rows.chunks(at_once).flat_map(|rows| [std::slice::from_ref(&before), rows]);
+    for (index, rows) in both.enumerate() {
+        let follows = index % 2 == 1;
         let step = Step {
-            tokens: &[RowToken::Known(0)],
+            tokens: &[if follows { RowToken::Sampled(0) } else { RowToken::Known(0) }],
             positions: &[0],
             slots: &[0],
             sequences: &[SequenceSpan { first_row: 0, rows: 1, context: 0, first_block: 0 }],
@@ -59,6 +73,13 @@ pub(crate) fn draw<B: Backend>(mut backend: B, sheet: &Sheet<'_>, at_once: usize
         backend.rms_norm(&residual, &norm, 0.0, &mut x).unwrap();
         backend.sample(&head, &x, rows).unwrap();
         let ticket = backend.end_step().unwrap();
+        if !follows {
+            // Its token is still on the device when the next step begins.
+            pending = Some(ticket);
+            continue;
+        }
+        backend.wait(pending.take().unwrap(), &mut output).unwrap();
+        assert_eq!(output.tokens, [sheet.own()], "{}", sheet.name);
         backend.wait(ticket, &mut output).unwrap();
         for row in 0..rows.len() {
             all.tokens.push(output.tokens[row]);
@@ -90,7 +111,9 @@ pub(crate) fn assert_lawful(backend: &str, sheet: &Sheet<'_>, output: &StepOutpu
         let token = output.tokens[index];
         match &row.task {
             SampleTask::Score(wanted) => assert_eq!(token, *wanted, "{name}"),
-            SampleTask::Draw(params) => assert_drawn(&name, (&sheet.logits, 0.0), params, token),
+            SampleTask::Draw(params) => {
+                assert_drawn(&name, (&sheet.logits, 0.0), (params, sheet.own()), token);
+            }
         }
         let (logprob, rank) = (output.logprobs[index], output.ranks[index]);
         let Some(count) = row.logprobs else {
@@ -152,7 +175,7 @@ fn best_first(logits: &[f32]) -> Vec<u32> {
 }
 
 /// The logits that a token is drawn from: the operations of the definition, each rounded to f32.
-fn changed(logits: &[f32], params: &SamplingParams<'_>) -> Vec<f32> {
+fn changed(logits: &[f32], params: &SamplingParams<'_>, own: u32) -> Vec<f32> {
     let mut logits = logits.to_vec();
     for &token in params.banned {
         if let Some(logit) = logits.get_mut(token as usize) {
@@ -165,7 +188,14 @@ fn changed(logits: &[f32], params: &SamplingParams<'_>) -> Vec<f32> {
         }
     }
     let Some(penalties) = &params.penalties else { return logits };
-    for seen in penalties.seen {
+    let mut all = penalties.seen.to_vec();
+    if penalties.own {
+        match all.iter_mut().find(|seen| seen.token == own) {
+            Some(seen) => seen.in_output += 1,
+            None => all.push(Seen { token: own, in_output: 1 }),
+        }
+    }
+    for seen in all {
         let Some(logit) = logits.get_mut(seen.token as usize) else { continue };
         let positive = *logit > 0.0;
         *logit =
@@ -181,10 +211,10 @@ fn changed(logits: &[f32], params: &SamplingParams<'_>) -> Vec<f32> {
 pub(crate) fn assert_drawn(
     name: &str,
     (logits, blur): (&[f32], f64),
-    params: &SamplingParams<'_>,
+    (params, own): (&SamplingParams<'_>, u32),
     token: u32,
 ) {
-    let logits = changed(logits, params);
+    let logits = changed(logits, params, own);
     let order = best_first(&logits);
     let Some(&first) = order.first() else {
         return assert_eq!(token, 0, "{name}");
@@ -313,17 +343,22 @@ const PENALTIES: Penalties<'_> = Penalties {
         Seen { token: 1, in_output: 3 },
         Seen { token: 6, in_output: 1 },
     ],
+    own: false,
 };
 
 /// What is wanted of all these logits: every `step`th of all combinations, each with its own number.
 pub(crate) fn all_rows(vocabulary: usize, step: usize) -> Vec<SampleRow<'static>> {
     const PLAIN: SamplingParams<'_> = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
     let presence = Penalties { repetition: 1.0, presence: 1.5, frequency: 0.0, ..PENALTIES };
+    let own = Penalties { own: true, ..PENALTIES };
+    let own_alone = Penalties { own: true, seen: &[], ..PENALTIES };
     let changes = [
         PLAIN,
         SamplingParams { banned: &[4, 3, 4, u32::MAX], bias: &[(6, 2.5), (0, -1.0)], ..PLAIN },
         SamplingParams { penalties: Some(PENALTIES), bias: &[(u32::MAX, 5.0)], ..PLAIN },
         SamplingParams { penalties: Some(presence), banned: &[0], ..PLAIN },
+        SamplingParams { penalties: Some(own), bias: &[(1, -0.5)], ..PLAIN },
+        SamplingParams { penalties: Some(own_alone), ..PLAIN },
     ];
     let logprobs = [None, Some(0), Some(1), Some(20), None, Some(64), Some(65), Some(5)];
     let mut rows = Vec::new();

@@ -52,16 +52,6 @@ fn what_ran_ahead_of_a_stop_is_thrown_away() {
 }
 
 #[test]
-fn penalties_wait_for_the_token_before() {
-    let (engine, count) = ahead(|_| {});
-    let mut ask = request(20, 30);
-    ask.params.presence_penalty = 0.5;
-    let output = wait(engine.submit(ask).unwrap().collect()).unwrap();
-    assert!(tokens(&output).into_iter().eq(21..51));
-    assert_eq!(count.load(Ordering::Relaxed), 0);
-}
-
-#[test]
 fn a_step_that_fails_ahead_fails_in_its_turn() {
     let (engine, _) = ahead(|_| {});
     // 99 is drawn after nine tokens, and met by the step behind. Who reads slowly finds the failure before its last tokens.
