@@ -39,17 +39,18 @@ impl AdapterManager {
     ) -> Result<Room> {
         let room = self.store.take(bytes);
         let is_full = || self.store.is_over(going);
-        if is_full() {
-            self.registry.evict(name, || !is_full());
-            self.release().await?;
-            // An answer is out before its step ends and its adapter is let go; that step has ended since.
+        // An answer is out before its step ends and lets its adapter go. The first release ends with that step, so a second
+        // look finds what the first could not have.
+        for _ in 0..2 {
             if is_full() {
                 self.registry.evict(name, || !is_full());
+                // The engine may have what has just given way, and keeps it until it is told.
+                self.release().await?;
             }
-            if is_full() {
-                drop(room);
-                return Err(Error::exhausted(self.store.describe()));
-            }
+        }
+        if is_full() {
+            drop(room);
+            return Err(Error::exhausted(self.store.describe()));
         }
         Ok(room)
     }
