@@ -8,6 +8,7 @@ use axum::http::header;
 use loraplex_plugin_sdk::testing::{Adapter, CONFIG, WEIGHTS};
 use loraplex_plugin_sdk::{ErrorKind, LoraResolver, Progress};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::bucket::{self, Fault};
 use crate::{BASE, World, find, kept, weights};
@@ -254,4 +255,43 @@ async fn s6_an_adapter_that_never_stays_is_given_up() {
         "read once and three times again, two requests each"
     );
     assert_eq!(kept(world.cache.path()), (0, 0));
+}
+
+#[tokio::test]
+async fn an_older_entry_is_not_read_when_the_store_has_a_newer_one() {
+    let world = World::new().await;
+    let resolver = world.resolver(json!({}));
+    put(&world, 1);
+    let old = find(&resolver, "poet").await.unwrap().unwrap();
+    // Whoever reads it finds it damaged and removes it.
+    std::fs::write(old.path.join(WEIGHTS), [9; 3000]).unwrap();
+    put(&world, 2);
+    assert_eq!(weights(&resolver, "poet").await, [2; 3000]);
+    assert!(old.path.exists(), "an older one is of no interest");
+    put(&world, 1);
+    assert_eq!(weights(&resolver, "poet").await, [1; 3000]);
+}
+
+/// Only one is downloaded at a time.
+#[tokio::test]
+async fn what_is_in_the_cache_does_not_wait_for_downloads_of_others() {
+    let mut world = World::new().await;
+    world.limits.attempts = 1;
+    world.limits.answer = Duration::from_secs(60);
+    let content = world.adapter("poet", 1, 4000);
+    world.adapter("slow", 2, 4000);
+    let resolver = Arc::new(world.resolver(json!({"s3_downloads": 1})));
+    assert_eq!(weights(&resolver, "poet").await, content);
+    world.bucket.pass("slow/adapter_model.safetensors");
+    world.bucket.fail("slow/adapter_model.safetensors", ALWAYS, Fault::Hang);
+    let mut downloads = JoinSet::new();
+    downloads.spawn({
+        let resolver = resolver.clone();
+        async move { find(&resolver, "slow").await }
+    });
+    while world.bucket.hanging().0 == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(weights(&resolver, "poet").await, content);
+    assert!(downloads.try_join_next().is_none(), "the other has been waited for");
 }
