@@ -44,6 +44,7 @@ mod shrink;
 mod simd;
 mod step;
 mod tile;
+mod wide;
 
 pub use adapter::CpuAdapter;
 pub use backend::{CpuBackend, CpuOptions, CpuTicket, CpuVector};

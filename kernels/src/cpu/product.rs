@@ -14,6 +14,7 @@ use super::pack::CpuLinear;
 use super::pool::part_of;
 use super::simd::Simd;
 use super::tile::{Ahead, MAX_VECTORS, Tile, vectors_at_once};
+use super::wide::{DEPTH, LEAST_ROWS, WidePanel, WideTile};
 
 /// Steps after which a sum over many k is put aside, so that the weights and activations of one part of it stay in the
 /// second-level cache while all row tiles use them.
@@ -98,6 +99,8 @@ impl Task for Product<'_> {
                 for strip in 0..self.strips.len() {
                     self.bytes::<O>(strip, dots, x);
                 }
+            } else if O::WIDE_ROWS > 0 && self.rows.len() >= LEAST_ROWS {
+                self.widened::<O>();
             } else {
                 let steps = self.weight.inputs.div_ceil(O::PAIR);
                 let mut regions = self.regions::<O>();
@@ -120,6 +123,47 @@ impl Task for Product<'_> {
 }
 
 impl Product<'_> {
+    /// The weights, widened, with all rows: a part of k after the other, so that the rows' share of it stays in the
+    /// second-level cache.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn widened<O: Operands>(&self) {
+        let steps = self.weight.inputs.div_ceil(O::PAIR);
+        let parts = (steps * O::PAIR).div_ceil(DEPTH);
+        let row_tiles = self.rows.len().div_ceil(O::WIDE_ROWS);
+        let mut panel = WidePanel::new();
+        for part in 0..parts {
+            let steps = part_of(steps, parts, part);
+            for strip in self.strips {
+                for index in 0..strip.panels {
+                    let from = self.weight.panel::<O::W>(strip.panel + index);
+                    let from = from.wrapping_add(steps_elements::<O>(steps.start));
+                    let column = strip.column + index * 2 * O::S::LANES;
+                    // SAFETY: the strip lies within the weight and the scratch tile, the rows within `x`.
+                    unsafe {
+                        let w = panel.fill::<O>(from, steps.len());
+                        for tile in 0..row_tiles {
+                            let rows = part_of(self.rows.len(), row_tiles, tile);
+                            let at = rows.start * self.x_stride + steps.start * O::PAIR;
+                            let tile = WideTile {
+                                x: self.x.cast::<f32>().wrapping_add(at),
+                                x_stride: self.x_stride,
+                                w,
+                                depth: steps.len() * O::PAIR,
+                                c: self.c.wrapping_add(rows.start * self.c_stride + column),
+                                c_stride: self.c_stride,
+                                accumulate: part > 0,
+                            };
+                            O::S::wide(&tile, rows.len());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// What is read after the weights.
     #[inline(always)]
     fn regions<O: Operands>(&self) -> Regions {

@@ -41,11 +41,15 @@ pub(crate) trait Operands: Copy + 'static {
     const PAIR: usize;
     /// Multiply-adds that a step takes: each for its own part of the pair.
     const PARTS: usize;
+    /// Rows of a [`WideTile`](crate::cpu::wide::WideTile); 0 where weights are not widened, and `X` need not be f32.
+    const WIDE_ROWS: usize;
 
     /// Part `part` of a step's weights.
     unsafe fn weights(p: *const Self::W, part: usize) -> Self::Weights;
     /// Part `part` of a step's activations.
     unsafe fn broadcast(p: *const Self::X, part: usize) -> Self::Broadcast;
+    /// The k's that are number `k` in each pair of a step's weights, as f32.
+    unsafe fn widened(p: *const Self::W, k: usize) -> <Self::S as Simd>::F;
     unsafe fn mac(
         acc: <Self::S as Simd>::F,
         w: Self::Weights,
@@ -97,10 +101,16 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     type Half = Widen<(H, H)>;
     const PAIR: usize = 2;
     const PARTS: usize = 2;
+    const WIDE_ROWS: usize = S::WIDE_ROWS;
 
     #[inline(always)]
     unsafe fn weights(p: *const u16, part: usize) -> S::F {
         if part == 0 { S::load_low(p) } else { S::load_high(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn widened(p: *const u16, k: usize) -> S::F {
+        Self::weights(p, k)
     }
 
     #[inline(always)]
@@ -162,9 +172,15 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     type Half = Single<(H, H)>;
     const PAIR: usize = 1;
     const PARTS: usize = 1;
+    const WIDE_ROWS: usize = S::WIDE_ROWS;
 
     #[inline(always)]
     unsafe fn weights(p: *const f32, _part: usize) -> S::F {
+        S::load(p)
+    }
+
+    #[inline(always)]
+    unsafe fn widened(p: *const f32, _k: usize) -> S::F {
         S::load(p)
     }
 
