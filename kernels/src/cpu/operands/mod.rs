@@ -20,6 +20,9 @@ use crate::cpu::tile::Tile;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use dot::Dot;
 
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+
 /// How to multiply and add.
 ///
 /// # Safety
@@ -61,6 +64,16 @@ pub(crate) trait Operands: Copy + 'static {
 
     /// [`quarters`](crate::cpu::tile::quarters), in the same way.
     unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize);
+
+    /// Rounds a vector to activations.
+    #[inline(always)]
+    unsafe fn store_x(v: <Self::S as Simd>::F, to: *mut Self::X) {
+        let mut lanes = [0.0_f32; MAX_LANES];
+        Self::S::store(lanes.as_mut_ptr(), v);
+        for (i, &lane) in lanes[..Self::S::LANES].iter().enumerate() {
+            to.add(i).write(Self::to_x(lane));
+        }
+    }
 
     fn to_x(value: f32) -> Self::X;
     fn x_to_f32(value: Self::X) -> f32;
