@@ -26,7 +26,7 @@ const PANELS: usize = 4;
 
 /// Rows of a block whose weights are widened: enough that widening does not show, few enough that their share of a part
 /// of k lies in the second-level cache.
-const WIDE_BLOCK: usize = 128;
+const WIDE_BLOCK: usize = 256;
 
 /// How an operation is cut: rows in blocks, columns in runs of panels.
 #[derive(Debug, Clone, Copy)]

@@ -20,6 +20,11 @@ use super::wide::{DEPTH, LEAST_ROWS, WidePanel, WideTile};
 /// second-level cache while all row tiles use them.
 const STEPS_AT_ONCE: usize = 1024;
 
+/// Expands between asking for panels of B and multiplying them.
+const EXPANDS_AHEAD: usize = 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Neighbouring panels of a weight, and where their columns go.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strip {
@@ -112,8 +117,18 @@ impl Task for Product<'_> {
                 }
             }
             let Some(lora) = &self.lora else { return };
+            // Few rows ask for all of B while they are multiplied with the weights.
+            let many = self.rows.len() > O::S::TILE;
+            if many {
+                for index in 0..EXPANDS_AHEAD {
+                    self.fetch_expand::<O>(lora.expands.get(index));
+                }
+            }
             lora.shrinks.wait();
-            for expand in lora.expands {
+            for (index, expand) in lora.expands.iter().enumerate() {
+                if many {
+                    self.fetch_expand::<O>(lora.expands.get(index + EXPANDS_AHEAD));
+                }
                 for strip in self.strips {
                     self.expand::<O>(strip, expand);
                 }
@@ -159,6 +174,24 @@ impl Product<'_> {
                             O::S::wide(&tile, rows.len());
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Asks for the panels of an expand that comes later.
+    ///
+    /// # Safety
+    /// The instructions of `O` are there.
+    #[inline(always)]
+    unsafe fn fetch_expand<O: Operands>(&self, expand: Option<&Expand>) {
+        if let Some(expand) = expand {
+            for strip in self.strips {
+                let Some((panels, _)) = self.overlap::<O>(strip, expand) else { continue };
+                let bytes = panels.count * panels.stride * size_of::<O::W>();
+                for at in (0..bytes).step_by(LINE) {
+                    // SAFETY: the caller's promise.
+                    unsafe { O::S::prefetch(panels.w.cast::<u8>().wrapping_add(at)) };
                 }
             }
         }
@@ -363,15 +396,17 @@ impl<X> TileRows<X> {
                 let (panel, half) = ((first + i) / 2, (first + i) % 2);
                 *to = w.wrapping_add(panel * panels.stride + half * lanes * O::PAIR);
             }
-            if let Some(later) = &mut later
-                && row_tiles == 1
-            {
-                let after = end / 2..(end + at_once).min(vectors) / 2;
-                later.prepare::<O>(tile.steps, panels, (end / 2, after));
-                (tile.fetches, tile.fetch_count) = (later.lines.as_ptr(), later.lines.len());
-            }
+            tile.fetch_count = 0;
             for index in 0..row_tiles {
                 let rows = part_of(self.rows, row_tiles, index);
+                // The last rows find the panels near, so that the memory is free for what is read later.
+                if let Some(later) = &mut later
+                    && index + 1 == row_tiles
+                {
+                    let after = end / 2..(end + at_once).min(vectors) / 2;
+                    later.prepare::<O>(tile.steps, panels, (end / 2, after));
+                    (tile.fetches, tile.fetch_count) = (later.lines.as_ptr(), later.lines.len());
+                }
                 tile.x = x.wrapping_add(rows.start * self.x_stride);
                 tile.c = self.c.wrapping_add(rows.start * self.c_stride + first * lanes);
                 // SAFETY: within what the caller promised.
