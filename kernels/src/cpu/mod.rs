@@ -24,6 +24,7 @@ mod attend;
 mod attention;
 mod backend;
 mod buffer;
+mod expand;
 mod fetch;
 mod heads;
 mod int8;

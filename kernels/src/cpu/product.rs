@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::expand::RowExpand;
 use super::fetch::{Lines, Region, Regions};
 use super::int8::{Dots, Int8Input};
 use super::isa::{Layout, Task};
@@ -253,6 +254,19 @@ impl Product<'_> {
         let rows = self.rows.start.max(expand.rows.start)..self.rows.end.min(expand.rows.end);
         let skipped = (rows.start - expand.rows.start) * expand.h_stride;
         let row = rows.start - self.rows.start;
+        if rows.len() == 1 {
+            let expand = RowExpand::<O> {
+                h: expand.h.cast::<O::X>().wrapping_add(skipped),
+                b: panels.w,
+                stride: panels.stride,
+                panels: panels.count,
+                steps: expand.steps,
+                c: self.c.wrapping_add(row * self.c_stride + column),
+            };
+            // SAFETY: as below.
+            unsafe { expand.run() }
+            return;
+        }
         let task = TileRows {
             x: expand.h.cast::<O::X>().wrapping_add(skipped),
             x_stride: expand.h_stride,

@@ -14,8 +14,8 @@ use super::pack::{CpuLinear, shape};
 use super::product::{Product, Strip};
 use super::shared::SharedMut;
 
-/// Rows whose logits are computed at once: one register tile, and what bounds the memory.
-const ROWS: usize = 12;
+/// Rows whose logits are computed at once: enough to widen the head's weights once for them, and what bounds the memory.
+const ROWS: usize = 32;
 
 /// Results and scratch of sampling.
 #[derive(Debug, Default)]

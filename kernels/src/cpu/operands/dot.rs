@@ -20,8 +20,8 @@ unsafe fn dot_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn dot_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-    tile::quarters(t, vectors, rest);
+unsafe fn dot_quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
+    tile::quarters(t, vectors, ends);
 }
 
 /// bf16 dot products of pairs, 16 lanes.
@@ -65,8 +65,8 @@ impl Operands for Dot {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        dot_quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        dot_quarters(t, vectors, ends);
     }
 
     #[inline(always)]
@@ -136,8 +136,8 @@ impl Operands for DotHalf {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        dot_quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        dot_quarters(t, vectors, ends);
     }
 
     #[inline(always)]

@@ -63,7 +63,7 @@ pub(crate) trait Operands: Copy + 'static {
     unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize);
 
     /// [`quarters`](crate::cpu::tile::quarters), in the same way.
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8));
 
     /// Rounds a vector to activations.
     #[inline(always)]
@@ -142,8 +142,8 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        S::quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        S::quarters(t, vectors, ends);
     }
 
     #[inline(always)]
@@ -213,8 +213,8 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        S::quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        S::quarters(t, vectors, ends);
     }
 
     #[inline(always)]

@@ -17,8 +17,8 @@ unsafe fn run_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-    tile::quarters(t, vectors, rest);
+unsafe fn run_quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
+    tile::quarters(t, vectors, ends);
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -134,8 +134,8 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-        run_quarters(t, vectors, rest);
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
+        run_quarters(t, vectors, ends);
     }
 
     #[inline(always)]

@@ -66,7 +66,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// [`tile::run`](super::tile::run) as a function compiled for these instructions.
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize);
     /// [`tile::quarters`](super::tile::quarters) as a function compiled for these instructions.
-    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize);
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8));
     /// [`wide::run`](super::wide::run) as a function compiled for these instructions.
     unsafe fn wide(t: &WideTile, rows: usize);
 }

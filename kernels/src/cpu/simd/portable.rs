@@ -130,9 +130,9 @@ impl Simd for Portable {
     }
 
     #[inline(never)]
-    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
         // SAFETY: the caller's promise.
-        unsafe { tile::quarters(t, vectors, rest) }
+        unsafe { tile::quarters(t, vectors, ends) }
     }
 
     #[inline(never)]
