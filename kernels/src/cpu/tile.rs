@@ -97,8 +97,8 @@ pub(crate) fn vectors_at_once<O: Operands>(rows: usize, left: usize) -> usize {
 /// addition behind other lanes hides it behind other k.
 ///
 /// Vector `i` of a part lies at `t.w[i]`, parts are `t.steps` steps apart in `x` and `w`, and the last one goes on for
-/// `rest` steps. The sums lie one after the other in `c`, those of a part together. While they are made, as much is asked
-/// for from `next` on as they read themselves.
+/// `rest` steps. The sums lie one after the other in `c`, those of a part together. While short ones are made, as much is
+/// asked for from `next` on as they read themselves.
 ///
 /// # Safety
 /// As for [`run`].
@@ -130,12 +130,16 @@ unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize, mut
         let mut w = [t.w[0]; P];
         w.copy_from_slice(&t.w[..P]);
         let (x_quarter, w_quarter) = (t.steps * O::PAIR, t.steps * t.w_stride);
+        // A short part ends before what is far ahead of it.
+        let long = t.steps > 2 * Ahead::FAR;
         let read = 4 * P * O::S::LANES * O::PAIR * size_of::<O::W>();
         for _ in 0..t.steps {
-            for line in (0..read).step_by(LINE) {
-                O::S::prefetch_far(next.wrapping_add(line));
+            if !long {
+                for line in (0..read).step_by(LINE) {
+                    O::S::prefetch_far(next.wrapping_add(line));
+                }
+                next = next.wrapping_add(read);
             }
-            next = next.wrapping_add(read);
             let mut quarter = 0;
             while quarter < 4 {
                 let x = x.add(quarter * x_quarter);
@@ -143,6 +147,9 @@ unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize, mut
                 while p < P {
                     let w = w[p].add(quarter * w_quarter);
                     O::S::prefetch(w.wrapping_add(t.ahead.near));
+                    if long {
+                        O::S::prefetch_far(w.wrapping_add(t.ahead.far));
+                    }
                     acc[quarter][p] = step::<O>(acc[quarter][p], w, x);
                     p += 1;
                 }
