@@ -74,8 +74,9 @@ impl ResolverConfig {
                 return Err(ResolveError::not_found(reason));
             }
         }
+        // Trainers that start from a model in memory write null, or nothing between the quotes.
         let base = adapter_config["base_model_name_or_path"].as_str();
-        let Some(base) = base else { return Ok(None) };
+        let Some(base) = base.filter(|base| !base.is_empty()) else { return Ok(None) };
         if self.is_base_model(base) {
             return Ok(Some(base.to_owned()));
         }
@@ -164,6 +165,37 @@ mod tests {
             ("/", false),
         ] {
             assert_eq!(config.is_base_model(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_adapter_fits_when_it_is_a_lora_of_the_base_model_or_does_not_say() {
+        let config = config(json!({"base_model_names": ["/models/SmolLM2-135M", "base"]}));
+        for (adapter, expected) in [
+            (json!({}), Ok(None)),
+            (json!({"peft_type": null, "base_model_name_or_path": null}), Ok(None)),
+            (json!({"peft_type": "LORA", "base_model_name_or_path": ""}), Ok(None)),
+            (json!({"peft_type": "LORA", "base_model_name_or_path": "base"}), Ok(Some("base"))),
+            (json!({"base_model_name_or_path": "x/SMOLLM2-135M"}), Ok(Some("x/SMOLLM2-135M"))),
+            (
+                json!({"peft_type": "lora"}),
+                Err("adapter \"a\" has the peft_type \"lora\", not \"LORA\""),
+            ),
+            (json!({"peft_type": "IA3", "base_model_name_or_path": "base"}), Err("\"IA3\"")),
+            (json!({"peft_type": 3}), Err("the peft_type 3,")),
+            (
+                json!({"base_model_name_or_path": "x/other"}),
+                Err("is for the base model x/other, this server has /models/SmolLM2-135M, base"),
+            ),
+        ] {
+            match (config.fits("a", &adapter), expected) {
+                (Ok(base), expected) => assert_eq!(Ok(base.as_deref()), expected, "{adapter}"),
+                (Err(error), Err(part)) => {
+                    assert_eq!(error.kind, crate::ErrorKind::NotFound, "{adapter}");
+                    assert!(error.message.contains(part), "{error}");
+                }
+                (Err(error), Ok(_)) => panic!("{adapter}: {error}"),
+            }
         }
     }
 }

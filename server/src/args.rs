@@ -10,13 +10,37 @@ use crate::bench::args::BenchArgs;
 use crate::config::file::one_or_many;
 use crate::config::secret::Secret;
 
+/// What stands below the flags in `--help`: the variables that no flag has.
+const AFTER_HELP: &str = "\
+Environment:
+  ALLOW_RUNTIME_LORA_UPDATING=1
+          Open the control routes, which load, replace and unload adapters while the server runs
+
+  PLUGINS=NAME,NAME
+          Resolvers that are asked, in this order, for adapters that nobody loaded; needs ALLOW_RUNTIME_LORA_UPDATING
+
+  LORA_RESOLVER_...
+          What a resolver is told, such as LORA_RESOLVER_CACHE_DIR: resolvers/README.md lists them
+
+  LORA_ALLOWED_PATHS=DIR:DIR
+          Folders below which the control routes may load adapters (default: any on a loopback address, else none)
+
+  HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE
+          As for huggingface_hub, where MODEL is a repository of the Hub
+
+  RUST_LOG
+          What is logged (default: info)
+
+Start with `server demo`: it needs no files and prints requests to paste.";
+
 /// Serves one base model and many LoRA adapters through the OpenAI API.
 #[derive(Debug, Parser)]
 #[command(
     name = "server",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Start with `server demo`: it needs no files and prints requests to paste."
+    after_help = "Start with `server demo`: it needs no files and prints requests to paste.",
+    after_long_help = AFTER_HELP
 )]
 pub struct Cli {
     /// What to do; `serve` when left out.

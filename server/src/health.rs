@@ -83,6 +83,17 @@ pub(crate) fn document(updating: bool) -> utoipa::openapi::OpenApi {
     if updating {
         document.merge(ControlDoc::openapi());
     }
+    // Groups are named after modules; where in the code those lie is nobody's business.
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for tag in
+            operations.into_iter().flatten().flat_map(|operation| &mut operation.tags).flatten()
+        {
+            if let Some((_, module)) = tag.rsplit_once("::") {
+                *tag = module.to_owned();
+            }
+        }
+    }
     document
 }
 

@@ -15,9 +15,9 @@ serve_demo() {
     ALLOW_RUNTIME_LORA_UPDATING=1 "$1" demo --port "$2" &
     pid=$!
     trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT
-    for _ in $(seq 300); do
+    # For as long as it lives: reading a model takes a busy machine its time.
+    until curl --silent --fail --output /dev/null "http://127.0.0.1:$2/health"; do
         kill -0 "$pid"
-        if curl --silent --fail --output /dev/null "http://127.0.0.1:$2/health"; then break; fi
         sleep 0.1
     done
 }

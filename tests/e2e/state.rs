@@ -5,6 +5,7 @@ use std::process::Command;
 use loraplex_tests::ServerProcess;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::demo;
 
@@ -55,6 +56,8 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         }
         acknowledged = found;
         let client = server.client();
+        // Every other kill comes while a first load is under way, the others a moment after some were acknowledged.
+        let (done, enough) = (Notify::new(), kill % 2 * 3);
         // Loads until the kill; the one that it meets may or may not have happened.
         let loads = async {
             for turn in 0.. {
@@ -75,10 +78,16 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
                 let Ok(answer) = answer.json::<Value>().await else { break };
                 let digest = answer["digest"].as_str().unwrap().to_owned();
                 acknowledged.push((name, digest));
+                if turn + 1 == enough {
+                    done.notify_one();
+                }
             }
         };
         let moment = std::time::Duration::from_micros(1700 * (kill as u64 * 7919 % 31 + 1));
         let killer = async {
+            if enough > 0 {
+                done.notified().await;
+            }
             tokio::time::sleep(moment).await;
             let id = server.id().to_string();
             assert!(Command::new("kill").args(["-9", &id]).status().unwrap().success());

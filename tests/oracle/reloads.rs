@@ -141,7 +141,7 @@ async fn an_unloaded_adapter_ends_its_requests_while_its_name_has_new_weights() 
                     tokio::task::yield_now().await;
                 }
                 let new = world.operator.load("a", Way::Upload).await;
-                assert_eq!(world.metric("vllm:num_requests_waiting").await, 1.0);
+                world.queued(1).await;
                 // A load is acknowledged and an old request waits: the unload has not been answered.
                 let changes = world.operator.history.changes();
                 assert_eq!(changes.iter().filter(|change| change.is_open()).count(), 1);
@@ -156,10 +156,7 @@ async fn an_unloaded_adapter_ends_its_requests_while_its_name_has_new_weights() 
         assert_eq!(world.explain(&second).generations, [new], "round {round}");
         assert_eq!(whole(&first) + whole(&second), 40);
         world.operator.unload("a", true).await;
-        // The metric is a step behind the answer.
-        while world.metric("loraplex:lora_pool_adapters").await != 0.0 {
-            tokio::task::yield_now().await;
-        }
+        world.reaches("loraplex:lora_pool_adapters", 0.0).await;
     }
 }
 

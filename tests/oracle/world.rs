@@ -112,19 +112,22 @@ impl World {
         answer.error_for_status().unwrap();
     }
 
-    /// Waits until `count` requests are in the queue. The engine is paused, so that none of them leaves it.
-    pub(crate) async fn queued(&self, count: usize) {
-        while self.metric("vllm:num_requests_waiting").await != count as f64 {
+    /// Waits until a metric has a value that it then keeps. The engine reports a step after its answers are out.
+    pub(crate) async fn reaches(&self, name: &str, value: f64) {
+        while self.metric(name).await != value {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Waits until `count` requests are in the queue. The engine is paused, so that none of them leaves it.
+    pub(crate) async fn queued(&self, count: usize) {
+        self.reaches("vllm:num_requests_waiting", count as f64).await;
     }
 
     /// Waits until no request is left and nothing is held for one.
     pub(crate) async fn quiet(&self) {
         for metric in ["vllm:num_requests_running", "vllm:num_requests_waiting"] {
-            while self.metric(metric).await != 0.0 {
-                tokio::task::yield_now().await;
-            }
+            self.reaches(metric, 0.0).await;
         }
         assert_eq!(self.metric("vllm:kv_cache_usage_perc").await, 0.0, "blocks are held");
         let list = self.client().get("/v1/lora_adapters").await.json();

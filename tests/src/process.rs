@@ -1,6 +1,5 @@
 //! The real binary on a free port of the loopback, ended with its guard.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,29 +20,30 @@ pub struct ServerProcess {
 const START: Duration = Duration::from_secs(300);
 
 impl ServerProcess {
-    /// Starts `server` with these arguments and waits until it is healthy.
+    /// Starts `server` with these arguments and waits until it listens.
     pub async fn start<S: AsRef<str>>(args: &[S]) -> Self {
         Self::start_with(args, &[]).await
     }
 
     /// As [`ServerProcess::start`], with variables of the environment.
     pub async fn start_with<S: AsRef<str>>(args: &[S], env: &[(&str, &str)]) -> Self {
-        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let output = std::fs::File::create(&log).unwrap();
         let child = Command::new(binary())
             .args(args.iter().map(AsRef::as_ref))
-            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            // A free one, which no other can take before it does.
+            .args(["--host", "127.0.0.1", "--port", "0"])
+            // Whose log these suites read.
+            .env_remove("RUST_LOG")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
             .spawn()
             .unwrap();
-        let client = Client::new(format!("http://127.0.0.1:{port}"));
-        let mut server = Self { child, client, log, _folder: folder };
-        server.wait_until_healthy().await;
+        let mut server = Self { child, client: Client::new(String::new()), log, _folder: folder };
+        server.client = Client::new(server.listens().await);
         server
     }
 
@@ -77,17 +77,20 @@ impl ServerProcess {
         }
     }
 
-    async fn wait_until_healthy(&mut self) {
+    /// Waits until it says where it listens.
+    async fn listens(&mut self) -> String {
         let start = Instant::now();
         loop {
+            let log = self.logged();
+            let address = log.lines().find_map(|line| line.split_once("listening on ")?.1.into());
+            if let Some(address) = address.filter(|_| log.ends_with('\n')) {
+                return address.trim().to_owned();
+            }
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the server ended with {status}:\n{}", self.logged());
+                panic!("the server ended with {status}:\n{log}");
             }
-            if self.client.try_get("/health").await.is_some_and(|answer| answer.status == 200) {
-                return;
-            }
-            assert!(start.elapsed() < START, "the server does not start:\n{}", self.logged());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(start.elapsed() < START, "the server does not start:\n{log}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
@@ -108,6 +111,7 @@ pub fn run_to_end(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) 
     let output = std::fs::File::create(&log).unwrap();
     let mut child = Command::new(binary())
         .args(args)
+        .env_remove("RUST_LOG")
         .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
@@ -144,8 +148,4 @@ fn binary() -> PathBuf {
     path.push("server");
     assert!(path.exists(), "{} is missing: cargo build --package loraplex-server", path.display());
     path
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`manager`](AdapterManager) | names to generations; loads, replacements and unloads |
 //! | [`resolvers`](ResolverRegistry) | who is asked for a name that nobody loaded, and how the calls are guarded |
-//! | `resolve` | one resolve a name at a time, what is not there remembered for a while |
+//! | `flights` | one fetch a name at a time, what is not there remembered for a while |
 //! | `registry`, `entry` | the names, and what stands behind each |
 //! | `store` | host memory: its limits, what is in use, what gives way |
 //! | [`journal`](Journal) | what was loaded at run time, kept over restarts |
@@ -15,6 +15,7 @@
 //! started with until they end, and its memory goes when the last of them drops it.
 
 mod entry;
+mod flights;
 mod journal;
 mod load;
 mod loader;
@@ -22,7 +23,6 @@ mod manager;
 mod names;
 pub mod peft;
 mod registry;
-mod resolve;
 mod resolvers;
 mod store;
 #[cfg(test)]

@@ -5,8 +5,8 @@ use super::{Chunk, Scheduler, Sequence, StepPlan};
 use crate::kv_cache::BlockManager;
 
 impl Scheduler {
-    /// Fills `plan` with the step after `last`, which is under way and not committed. False where that depends on what
-    /// `last` draws, or on who might come in: then it is planned by [`Scheduler::schedule`] once `last` has ended.
+    /// Fills `plan` with the step after `last`, which is under way and not committed. False where somebody may come in,
+    /// reads a prompt, changes weights or finds no block: then it is planned by [`Scheduler::schedule`] once `last` has ended.
     ///
     /// A sequence that `last` ends by its token is in `plan` all the same. What is computed for it is thrown away: it writes
     /// to a place that nobody has read, in a block that only later steps can be given.

@@ -1,6 +1,6 @@
 //! Whole steps of random decoders, beside what the machine can read and multiply in the same seconds.
 //!
-//! `cargo bench -p loraplex-kernels -- [llama] [f32] [int8] [threads=N] [isa=NAME] [rank=N] [rounds=N] [only=NAME,NAME]`
+//! `cargo bench -p loraplex-kernels -- [llama] [f32] [int8] [threads=N] [isa=NAME] [rank=N] [adapters=N] [rounds=N] [only=NAME,NAME]`
 //!
 //! What it defends, with SmolLM2-135M in bf16: decode of one stream reads at 0.75 of the machine's bandwidth or more, a
 //! prefill of 512 tokens multiplies at 0.6 of its peak or more, and eight streams with eight adapters of rank 16 run at
@@ -60,6 +60,14 @@ fn workloads(adapters: usize) -> Vec<Workload> {
         Workload { name: "decode-8", sequences: decode(8, |_| None), steps: 4 },
         Workload { name: "prefill-512", sequences: prefill(None), steps: 1 },
     ];
+    if adapters > 8 {
+        let each = |adapter: fn(usize) -> Option<usize>| decode(adapters, adapter);
+        all.extend([
+            Workload { name: "decode-many", sequences: each(|_| None), steps: 2 },
+            Workload { name: "decode-many-lora-1", sequences: each(|_| Some(0)), steps: 2 },
+            Workload { name: "decode-many-lora-many", sequences: each(Some), steps: 2 },
+        ]);
+    }
     if adapters >= 8 {
         all.extend([
             Workload { name: "decode-1-lora", sequences: decode(1, |_| Some(0)), steps: 4 },
@@ -77,6 +85,7 @@ struct Arguments {
     options: CpuOptions,
     rounds: usize,
     rank: usize,
+    adapters: usize,
     int8: bool,
     only: Option<String>,
     /// Run this many steps and print nothing: for a profiler.
@@ -89,6 +98,7 @@ fn arguments() -> Arguments {
         options: CpuOptions { dtype: DType::Bf16, threads: 2, isa: None },
         rounds: 5,
         rank: 16,
+        adapters: 8,
         int8: false,
         only: None,
         profile: 0,
@@ -102,6 +112,7 @@ fn arguments() -> Arguments {
             "threads" => arguments.options.threads = number().unwrap_or(2),
             "rounds" => arguments.rounds = number().unwrap_or(5),
             "rank" => arguments.rank = number().unwrap_or(16),
+            "adapters" => arguments.adapters = number().unwrap_or(8),
             "profile" => arguments.profile = number().unwrap_or(0),
             "only" => arguments.only = word.split('=').nth(1).map(String::from),
             "isa" => {
@@ -129,8 +140,9 @@ fn main() {
     let arguments = arguments();
     let shape = arguments.shape;
     let options = arguments.options;
-    let mut model = Model::new(shape, (options, arguments.int8), (8, arguments.rank));
-    let mut workloads = workloads(8);
+    let mut model =
+        Model::new(shape, (options, arguments.int8), (arguments.adapters, arguments.rank));
+    let mut workloads = workloads(arguments.adapters);
     if let Some(only) = &arguments.only {
         workloads.retain(|workload| only.split(',').any(|name| name == workload.name));
     }

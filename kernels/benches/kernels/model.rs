@@ -152,7 +152,7 @@ impl Model {
         let table = held(noise.tensor(shape.vocab, shape.hidden));
         let table = backend.upload_linear(&[table], None).expect("the table fits");
         let packer = backend.packer();
-        let adapters = (0..adapters)
+        let adapters: Vec<CpuAdapter> = (0..adapters)
             .map(|_| {
                 let weights = lora(&shape, rank, &mut noise);
                 let packed = packer
@@ -174,7 +174,7 @@ impl Model {
             kv: backend
                 .kv_cache(KvShape {
                     layers: shape.layers,
-                    blocks: 16 * POSITIONS / BLOCK,
+                    blocks: adapters.len().max(16) * POSITIONS / BLOCK,
                     block_size: BLOCK,
                     kv_heads: shape.kv_heads,
                     head_dim: shape.head_dim,

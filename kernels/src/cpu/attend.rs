@@ -43,11 +43,11 @@ impl CpuBackend {
         op.out.check(BufferKind::Operand, rows, op.shape.heads * d)?;
         self.check_blocks(&op.shape, op.kv, op.layer)?;
         let group = op.shape.heads / op.shape.kv_heads;
-        let cut = Cut::of(group);
+        let threads = self.pool.threads();
+        let cut = Cut::of((group, op.shape.kv_heads), rows, threads);
         let head_cuts = group.div_ceil(cut.heads);
         let geometry = op.kv.geometry;
         let layout = self.arch.layout();
-        let threads = self.pool.threads();
         let scratch = self.scratch.take(threads, scratch_bytes(&geometry, layout))?;
         list_tiles(&self.step.sequences, cut.rows, &mut self.row_tiles);
         let (arch, step, tiles) = (&self.arch, &self.step, &self.row_tiles);

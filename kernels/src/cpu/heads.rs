@@ -84,17 +84,10 @@ impl FinishHeads<'_> {
     #[inline(always)]
     unsafe fn put_key<O: Operands>(&self, k: &[f32], row: usize, head: usize) {
         let (block, offset) = self.place(row);
-        let stride = self.geometry.lanes * O::PAIR;
         let start = self.geometry.k(block, head) + self.geometry.key(offset);
-        for (step, values) in k.chunks_exact(O::PAIR).enumerate() {
-            for (i, &value) in values.iter().enumerate() {
-                // SAFETY: within the slot's K.
-                unsafe {
-                    let to = self.kv.cast::<O::W>().add(start + step * stride + i);
-                    to.write(O::to_w(value));
-                }
-            }
-        }
+        let to = self.kv.cast::<O::W>().wrapping_add(start);
+        // SAFETY: within the slot's K.
+        unsafe { scatter::<O>(k, to, O::PAIR, self.geometry.lanes * O::PAIR) }
     }
 
     /// # Safety
@@ -103,13 +96,9 @@ impl FinishHeads<'_> {
     unsafe fn put_value<O: Operands>(&self, v: &[f32], row: usize, head: usize) {
         let (block, offset) = self.place(row);
         let start = self.geometry.v(block, head) + self.geometry.value(offset);
-        for (i, &value) in v.iter().enumerate() {
-            // SAFETY: within the slot's V.
-            unsafe {
-                let to = self.kv.cast::<O::W>().add(start + i * O::PAIR);
-                to.write(O::to_w(value));
-            }
-        }
+        let to = self.kv.cast::<O::W>().wrapping_add(start);
+        // SAFETY: within the slot's V.
+        unsafe { scatter::<O>(v, to, 1, O::PAIR) }
     }
 
     /// Block and offset of a row's slot.
@@ -117,6 +106,27 @@ impl FinishHeads<'_> {
     fn place(&self, row: usize) -> (usize, usize) {
         let slot = self.slots[row] as usize;
         (slot / self.geometry.block_size, slot % self.geometry.block_size)
+    }
+}
+
+/// Rounds values to elements of the cache, `run` of them side by side, each run `stride` elements after the one before.
+///
+/// # Safety
+/// The runs lie within the cache; `run` divides the number of values and 32.
+#[inline(always)]
+unsafe fn scatter<O: Operands>(values: &[f32], mut to: *mut O::W, run: usize, stride: usize) {
+    // Rounded apart from being scattered, so that rounding is done in vectors.
+    const AT_ONCE: usize = 32;
+    for values in values.chunks(AT_ONCE) {
+        let mut rounded = [O::to_w(0.0); AT_ONCE];
+        for (rounded, &value) in rounded.iter_mut().zip(values) {
+            *rounded = O::to_w(value);
+        }
+        for values in rounded[..values.len()].chunks_exact(run) {
+            // SAFETY: the caller's promise.
+            unsafe { to.copy_from_nonoverlapping(values.as_ptr(), run) };
+            to = to.wrapping_add(stride);
+        }
     }
 }
 

@@ -112,6 +112,8 @@ pub(crate) struct Layout {
     pub(crate) pair: usize,
     /// Multiply-adds in one step.
     pub(crate) parts: usize,
+    /// Rows of a tile over widened weights, or 0, see [`Operands`].
+    pub(crate) wide_rows: usize,
     /// Bytes of an activation.
     pub(crate) x_size: usize,
     /// Bytes of a weight.
@@ -125,6 +127,7 @@ impl Layout {
             tile: O::S::TILE,
             pair: O::PAIR,
             parts: O::PARTS,
+            wide_rows: O::WIDE_ROWS,
             x_size: size_of::<O::X>(),
             w_size: size_of::<O::W>(),
         }

@@ -19,9 +19,14 @@ use super::pool::{Pool, part_of};
 use super::product::{Adapted, Product, Strip, scratch_columns};
 use super::shared::SharedMut;
 use super::step::StepState;
+use super::wide::LEAST_ROWS;
 
 /// Panels that a task takes at most: as many streams of weights as one row has accumulators for.
 const PANELS: usize = 4;
+
+/// Rows of a block whose weights are widened: enough that widening does not show, few enough that their share of a part
+/// of k lies in the second-level cache.
+const WIDE_BLOCK: usize = 256;
 
 /// How an operation is cut: rows in blocks, columns in runs of panels.
 #[derive(Debug, Clone, Copy)]
@@ -33,15 +38,14 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// For `rows` rows and `units` units of `unit_panels` panels each; a unit is never cut.
+    /// For `rows` rows of this weight and `units` units of `unit_panels` panels each; a unit is never cut.
     pub(crate) fn new(
         (layout, threads): (Layout, usize),
-        rows: usize,
+        (weight, rows): (&CpuLinear, usize),
         (units, unit_panels): (usize, usize),
     ) -> Self {
-        let most = layout.tile / 2;
-        let row_tiles = rows.div_ceil(most);
-        let row_blocks = row_tiles.div_ceil(4);
+        let wide = layout.wide_rows > 0 && rows >= LEAST_ROWS && !weight.int8;
+        let row_blocks = rows.div_ceil(if wide { WIDE_BLOCK } else { 2 * layout.tile });
         let per_task = (PANELS / unit_panels).max(1);
         // A multiple of the threads, so that equal tasks end at the same time.
         let column_tasks = units.div_ceil(per_task).next_multiple_of(threads).min(units);
@@ -148,9 +152,9 @@ impl CpuBackend {
         Ok(Parts { linear, pool: &mut self.pool, step: &self.step, tiles })
     }
 
-    fn grid(&self, units: usize, unit_panels: usize) -> Grid {
-        let layout = self.arch.layout();
-        Grid::new((layout, self.pool.threads()), self.step.rows(), (units, unit_panels))
+    fn grid(&self, weight: &CpuLinear, units: usize, unit_panels: usize) -> Grid {
+        let machine = (self.arch.layout(), self.pool.threads());
+        Grid::new(machine, (weight, self.step.rows()), (units, unit_panels))
     }
 
     /// See [`ProjectOp`].
@@ -158,7 +162,7 @@ impl CpuBackend {
         let hidden = op.residual.width;
         op.residual.check(BufferKind::Residual, self.step.rows(), hidden)?;
         let layout = self.arch.layout();
-        let grid = self.grid(op.weight.panels(), 1);
+        let grid = self.grid(op.weight, op.weight.panels(), 1);
         let (rows, panels) = grid.largest();
         let at = SiteShape { layer: op.layer, site: op.site, widths: &[hidden] };
         let c_stride = scratch_columns(layout, 1, panels);
@@ -195,7 +199,7 @@ impl CpuBackend {
         let layout = self.arch.layout();
         let width = layout.panel();
         // A unit is a panel of gate; the one of up makes it two, but more streams are worth more than more tasks.
-        let grid = self.grid(ffn.div_ceil(width), 1);
+        let grid = self.grid(op.weight, ffn.div_ceil(width), 1);
         let (rows, panels) = grid.largest();
         let at = SiteShape { layer: op.layer, site: Site::GateUp, widths: &[ffn, ffn] };
         // The columns of up may start in the middle of a panel, so its strip may be one panel longer.
@@ -242,7 +246,7 @@ impl CpuBackend {
         let width = layout.panel();
         // A unit is whole heads and whole panels.
         let unit = least_common_multiple(d, width);
-        let grid = self.grid(op.weight.out.div_ceil(unit), unit / width);
+        let grid = self.grid(op.weight, op.weight.out.div_ceil(unit), unit / width);
         let (rows, units) = grid.largest();
         let at = SiteShape { layer: op.layer, site: Site::Qkv, widths: &widths };
         let c_stride = scratch_columns(layout, 1, units * unit / width);

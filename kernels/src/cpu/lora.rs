@@ -106,7 +106,7 @@ impl StepLora {
         let cuts = cuts(self.shrinks.len(), threads);
         let count = self.shrinks.len() * cuts;
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Shrinks { slot, input, h, stride, cuts, count, next, done })
+        Ok(Shrinks { slot, input, h, stride, cuts, threads, count, next, done })
     }
 
     /// Memory for the activations; none for no bytes.
@@ -135,6 +135,15 @@ impl StepLora {
         }
     }
 
+    /// Where A of a task starts; threads take tasks in turns, so that it is likely the one that this thread takes next.
+    fn read_next(&self, task: usize, shrinks: &Shrinks) -> *const u8 {
+        let shrink = self.shrinks.get(task / shrinks.cuts);
+        let adapter = shrink.map(|(segment, _)| &self.segments[*segment].adapter.0);
+        let site =
+            adapter.and_then(|adapter| Some((adapter, adapter.sites[shrinks.slot].as_ref()?)));
+        site.map_or(std::ptr::null(), |(adapter, site)| adapter.bytes.as_ptr().wrapping_add(site.a))
+    }
+
     fn run(&self, task: usize, shrinks: &Shrinks, arch: &Arch) {
         let layout = arch.layout();
         let Shrinks { input, h, stride, cuts, .. } = *shrinks;
@@ -150,6 +159,7 @@ impl StepLora {
             x_stride: input.stride,
             rows: rows.len(),
             k: input.width,
+            next: self.read_next(task + shrinks.threads, shrinks),
             h: h.get().wrapping_add(rows.start * stride * layout.x_size),
             h_stride: stride,
         };
@@ -168,6 +178,7 @@ pub(crate) struct Shrinks {
     h: SharedMut<u8>,
     stride: usize,
     cuts: usize,
+    threads: usize,
     count: usize,
     next: AtomicUsize,
     done: AtomicUsize,

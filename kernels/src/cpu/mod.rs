@@ -5,7 +5,7 @@
 //! | `backend` | [`CpuBackend`]: what it owns, and the trait |
 //! | `linear`, `attend`, `sample` | the operations: how each is cut into tasks |
 //! | `step`, `lora` | a step's metadata; its adapters' shrinks and expands |
-//! | `product`, `shrink`, `attention` | the large kernels, over register tiles (`tile`) |
+//! | `product`, `shrink`, `expand`, `attention` | the large kernels, over register tiles (`tile`; `wide` for many rows) |
 //! | `fetch` | what to ask the memory for while they compute |
 //! | `heads`, `pointwise` | what follows a product, while it is in the cache |
 //! | `int8` | products of 8-bit weights, in place of `tile`'s |
@@ -24,6 +24,7 @@ mod attend;
 mod attention;
 mod backend;
 mod buffer;
+mod expand;
 mod fetch;
 mod heads;
 mod int8;
@@ -44,6 +45,7 @@ mod shrink;
 mod simd;
 mod step;
 mod tile;
+mod wide;
 
 pub use adapter::CpuAdapter;
 pub use backend::{CpuBackend, CpuOptions, CpuTicket, CpuVector};

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::expand::RowExpand;
 use super::fetch::{Lines, Region, Regions};
 use super::int8::{Dots, Int8Input};
 use super::isa::{Layout, Task};
@@ -14,10 +15,16 @@ use super::pack::CpuLinear;
 use super::pool::part_of;
 use super::simd::Simd;
 use super::tile::{Ahead, MAX_VECTORS, Tile, vectors_at_once};
+use super::wide::{DEPTH, LEAST_ROWS, WidePanel, WideTile};
 
 /// Steps after which a sum over many k is put aside, so that the weights and activations of one part of it stay in the
 /// second-level cache while all row tiles use them.
 const STEPS_AT_ONCE: usize = 1024;
+
+/// Expands between asking for panels of B and multiplying them.
+const EXPANDS_AHEAD: usize = 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Neighbouring panels of a weight, and where their columns go.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +105,8 @@ impl Task for Product<'_> {
                 for strip in 0..self.strips.len() {
                     self.bytes::<O>(strip, dots, x);
                 }
+            } else if O::WIDE_ROWS > 0 && self.rows.len() >= LEAST_ROWS {
+                self.widened::<O>();
             } else {
                 let steps = self.weight.inputs.div_ceil(O::PAIR);
                 let mut regions = self.regions::<O>();
@@ -109,8 +118,18 @@ impl Task for Product<'_> {
                 }
             }
             let Some(lora) = &self.lora else { return };
+            // Few rows ask for all of B while they are multiplied with the weights.
+            let many = self.rows.len() > O::S::TILE;
+            if many {
+                for index in 0..EXPANDS_AHEAD {
+                    self.fetch_expand::<O>(lora.expands.get(index));
+                }
+            }
             lora.shrinks.wait();
-            for expand in lora.expands {
+            for (index, expand) in lora.expands.iter().enumerate() {
+                if many {
+                    self.fetch_expand::<O>(lora.expands.get(index + EXPANDS_AHEAD));
+                }
                 for strip in self.strips {
                     self.expand::<O>(strip, expand);
                 }
@@ -120,6 +139,65 @@ impl Task for Product<'_> {
 }
 
 impl Product<'_> {
+    /// The weights, widened, with all rows: a part of k after the other, so that the rows' share of it stays in the
+    /// second-level cache.
+    ///
+    /// # Safety
+    /// As for [`Task::run`].
+    #[inline(always)]
+    unsafe fn widened<O: Operands>(&self) {
+        let steps = self.weight.inputs.div_ceil(O::PAIR);
+        let parts = (steps * O::PAIR).div_ceil(DEPTH);
+        let row_tiles = self.rows.len().div_ceil(O::WIDE_ROWS);
+        let mut panel = WidePanel::new();
+        for part in 0..parts {
+            let steps = part_of(steps, parts, part);
+            for strip in self.strips {
+                for index in 0..strip.panels {
+                    let from = self.weight.panel::<O::W>(strip.panel + index);
+                    let from = from.wrapping_add(steps_elements::<O>(steps.start));
+                    let column = strip.column + index * 2 * O::S::LANES;
+                    // SAFETY: the strip lies within the weight and the scratch tile, the rows within `x`.
+                    unsafe {
+                        let w = panel.fill::<O>(from, steps.len());
+                        for tile in 0..row_tiles {
+                            let rows = part_of(self.rows.len(), row_tiles, tile);
+                            let at = rows.start * self.x_stride + steps.start * O::PAIR;
+                            let tile = WideTile {
+                                x: self.x.cast::<f32>().wrapping_add(at),
+                                x_stride: self.x_stride,
+                                w,
+                                depth: steps.len() * O::PAIR,
+                                c: self.c.wrapping_add(rows.start * self.c_stride + column),
+                                c_stride: self.c_stride,
+                                accumulate: part > 0,
+                            };
+                            O::S::wide(&tile, rows.len());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the panels of an expand that comes later.
+    ///
+    /// # Safety
+    /// The instructions of `O` are there.
+    #[inline(always)]
+    unsafe fn fetch_expand<O: Operands>(&self, expand: Option<&Expand>) {
+        if let Some(expand) = expand {
+            for strip in self.strips {
+                let Some((panels, _)) = self.overlap::<O>(strip, expand) else { continue };
+                let bytes = panels.count * panels.stride * size_of::<O::W>();
+                for at in (0..bytes).step_by(LINE) {
+                    // SAFETY: the caller's promise.
+                    unsafe { O::S::prefetch(panels.w.cast::<u8>().wrapping_add(at)) };
+                }
+            }
+        }
+    }
+
     /// What is read after the weights.
     #[inline(always)]
     fn regions<O: Operands>(&self) -> Regions {
@@ -176,6 +254,19 @@ impl Product<'_> {
         let rows = self.rows.start.max(expand.rows.start)..self.rows.end.min(expand.rows.end);
         let skipped = (rows.start - expand.rows.start) * expand.h_stride;
         let row = rows.start - self.rows.start;
+        if rows.len() == 1 {
+            let expand = RowExpand::<O> {
+                h: expand.h.cast::<O::X>().wrapping_add(skipped),
+                b: panels.w,
+                stride: panels.stride,
+                panels: panels.count,
+                steps: expand.steps,
+                c: self.c.wrapping_add(row * self.c_stride + column),
+            };
+            // SAFETY: as below.
+            unsafe { expand.run() }
+            return;
+        }
         let task = TileRows {
             x: expand.h.cast::<O::X>().wrapping_add(skipped),
             x_stride: expand.h_stride,
@@ -319,15 +410,17 @@ impl<X> TileRows<X> {
                 let (panel, half) = ((first + i) / 2, (first + i) % 2);
                 *to = w.wrapping_add(panel * panels.stride + half * lanes * O::PAIR);
             }
-            if let Some(later) = &mut later
-                && row_tiles == 1
-            {
-                let after = end / 2..(end + at_once).min(vectors) / 2;
-                later.prepare::<O>(tile.steps, panels, (end / 2, after));
-                (tile.fetches, tile.fetch_count) = (later.lines.as_ptr(), later.lines.len());
-            }
+            tile.fetch_count = 0;
             for index in 0..row_tiles {
                 let rows = part_of(self.rows, row_tiles, index);
+                // The last rows find the panels near, so that the memory is free for what is read later.
+                if let Some(later) = &mut later
+                    && index + 1 == row_tiles
+                {
+                    let after = end / 2..(end + at_once).min(vectors) / 2;
+                    later.prepare::<O>(tile.steps, panels, (end / 2, after));
+                    (tile.fetches, tile.fetch_count) = (later.lines.as_ptr(), later.lines.len());
+                }
                 tile.x = x.wrapping_add(rows.start * self.x_stride);
                 tile.c = self.c.wrapping_add(rows.start * self.c_stride + first * lanes);
                 // SAFETY: within what the caller promised.

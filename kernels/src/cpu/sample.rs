@@ -14,8 +14,8 @@ use super::pack::{CpuLinear, shape};
 use super::product::{Product, Strip};
 use super::shared::SharedMut;
 
-/// Rows whose logits are computed at once: one register tile, and what bounds the memory.
-const ROWS: usize = 12;
+/// Rows whose logits are computed at once: enough to widen the head's weights once for them, and what bounds the memory.
+const ROWS: usize = 32;
 
 /// Results and scratch of sampling.
 #[derive(Debug, Default)]
@@ -105,7 +105,8 @@ impl CpuBackend {
         };
         let int8 = head.int8.then(|| self.int8.quantize(source, (&self.arch, &mut self.pool)));
         let int8 = int8.transpose()?;
-        let grid = Grid::new((layout, self.pool.threads()), rows.len(), (head.panels(), 1));
+        let machine = (layout, self.pool.threads());
+        let grid = Grid::new(machine, (head, rows.len()), (head.panels(), 1));
         let c_stride = (head.panels() + 2) * layout.panel();
         let logits = SharedMut::new(logits.as_mut_ptr::<f32>());
         let (arch, gathered) = (&self.arch, &*gathered);

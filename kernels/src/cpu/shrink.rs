@@ -31,6 +31,8 @@ pub(crate) struct Shrink<'a> {
     pub(crate) x_stride: usize,
     pub(crate) rows: usize,
     pub(crate) k: usize,
+    /// What this thread reads after these panels.
+    pub(crate) next: *const u8,
     pub(crate) h: *mut u8,
     pub(crate) h_stride: usize,
 }
@@ -76,6 +78,13 @@ impl Shrink<'_> {
             *w = a.wrapping_add(i * lanes * steps * O::PAIR);
         }
         let w_stride = lanes * O::PAIR;
+        let end = (self.panels.end * lanes).min(self.site.lanes.next_multiple_of(lanes));
+        let ends_here = first + vectors * lanes >= end;
+        let next = if ends_here {
+            self.next
+        } else {
+            w[vectors - 1].wrapping_add(lanes * steps * O::PAIR).cast()
+        };
         let tile = Tile::<O> {
             x: self.x.cast::<O::X>(),
             x_stride: self.x_stride,
@@ -95,7 +104,7 @@ impl Shrink<'_> {
                 for row in 0..self.rows {
                     let x = tile.x.wrapping_add(row * self.x_stride);
                     let c = c.wrapping_add(row * c_stride);
-                    O::quarters(&Tile { x, c, ..tile }, vectors, steps - 4 * quarter);
+                    O::quarters(&Tile { x, c, ..tile }, vectors, (steps - 4 * quarter, next));
                 }
             } else {
                 for part in 0..4 {

@@ -12,6 +12,9 @@ use super::simd::Simd;
 /// Rows whose addresses follow from one register.
 const ROWS_PER_POINTER: usize = 4;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Most vectors in a tile.
 pub(crate) const MAX_VECTORS: usize = 8;
 
@@ -94,18 +97,23 @@ pub(crate) fn vectors_at_once<O: Operands>(rows: usize, left: usize) -> usize {
 /// addition behind other lanes hides it behind other k.
 ///
 /// Vector `i` of a part lies at `t.w[i]`, parts are `t.steps` steps apart in `x` and `w`, and the last one goes on for
-/// `rest` steps. The sums lie one after the other in `c`, those of a part together.
+/// `rest` steps. The sums lie one after the other in `c`, those of a part together. While short ones are made, as much is
+/// asked for from `next` on as they read themselves.
 ///
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-pub(crate) unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+pub(crate) unsafe fn quarters<O: Operands>(
+    t: &Tile<O>,
+    vectors: usize,
+    (rest, next): (usize, *const u8),
+) {
     // SAFETY: the caller's promise.
     unsafe {
         match vectors {
-            1 => quarters_of::<O, 1>(t, rest),
-            2 => quarters_of::<O, 2>(t, rest),
-            3 => quarters_of::<O, 3>(t, rest),
+            1 => quarters_of::<O, 1>(t, rest, next),
+            2 => quarters_of::<O, 2>(t, rest, next),
+            3 => quarters_of::<O, 3>(t, rest, next),
             _ => unreachable!("quarters of {vectors} vectors"),
         }
     }
@@ -114,7 +122,7 @@ pub(crate) unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: us
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize) {
+unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize, mut next: *const u8) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[O::S::splat(0.0); P]; 4];
@@ -122,7 +130,16 @@ unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize) {
         let mut w = [t.w[0]; P];
         w.copy_from_slice(&t.w[..P]);
         let (x_quarter, w_quarter) = (t.steps * O::PAIR, t.steps * t.w_stride);
+        // A short part ends before what is far ahead of it.
+        let long = t.steps > 2 * Ahead::FAR;
+        let read = 4 * P * O::S::LANES * O::PAIR * size_of::<O::W>();
         for _ in 0..t.steps {
+            if !long {
+                for line in (0..read).step_by(LINE) {
+                    O::S::prefetch_far(next.wrapping_add(line));
+                }
+                next = next.wrapping_add(read);
+            }
             let mut quarter = 0;
             while quarter < 4 {
                 let x = x.add(quarter * x_quarter);
@@ -130,7 +147,9 @@ unsafe fn quarters_of<O: Operands, const P: usize>(t: &Tile<O>, rest: usize) {
                 while p < P {
                     let w = w[p].add(quarter * w_quarter);
                     O::S::prefetch(w.wrapping_add(t.ahead.near));
-                    O::S::prefetch_far(w.wrapping_add(t.ahead.far));
+                    if long {
+                        O::S::prefetch_far(w.wrapping_add(t.ahead.far));
+                    }
                     acc[quarter][p] = step::<O>(acc[quarter][p], w, x);
                     p += 1;
                 }

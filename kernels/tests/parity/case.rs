@@ -250,5 +250,12 @@ fn cache() -> Vec<Case> {
         let shape = Shape { window: Some(window), ..SMALL };
         cases.push(Case { shape, ..base(format!("window of {window}")) });
     }
+    // Whole, a prompt of so many rows shares what it reads of the cache; in chunks it does not.
+    let lives = vec![Life { arrives: 0, prompt: 135, chunk: 33, decode: 2 }, LIVES[2]];
+    for (block_size, window) in [(8, None), (32, Some(20)), (16, Some(70)), (1, None)] {
+        let shape = Shape { window, heads: 6, head_dim: 20, ..SMALL };
+        let name = format!("a long prompt in blocks of {block_size}, window of {window:?}");
+        cases.push(Case { shape, block_size, lives: lives.clone(), ..base(name) });
+    }
     cases
 }

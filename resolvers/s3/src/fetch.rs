@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant, sleep};
 use crate::adapter::{CONFIG, MAX_CONFIG, WEIGHTS, fits};
 use crate::failure::{Cause, Failure};
 use crate::objects::{Meta, Objects, Piece};
+use crate::workers::Workers;
 
 /// How often a download by somebody else is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -24,6 +25,7 @@ pub(crate) struct Fetch {
     pub(crate) cache: Cache,
     pub(crate) base: ResolverConfig,
     pub(crate) max_bytes: u64,
+    pub(crate) workers: Workers,
 }
 
 /// An adapter that is here.
@@ -96,12 +98,18 @@ impl Fetch {
         }
     }
 
-    /// The adapter as the store has it, read again while it changes.
+    /// The adapter as the store has it: from the cache, else downloaded, and read again while it changes.
     async fn current(&self, subject: &Subject<'_>) -> Result<Option<Found>, Refusal> {
+        let asking = self.workers.ask().await;
         self.objects.outage.check().map_err(Refusal::Unasked)?;
+        let Some(mut pinned) = self.pin(subject).await? else { return Ok(None) };
+        if let Some(entry) = self.cached(subject, &pinned.version()).await? {
+            return Ok(Some(Found { entry, base_model: pinned.base_model }));
+        }
+        drop(asking);
+        let _downloading = self.workers.download().await;
         let mut rounds = self.objects.limits.changes;
         loop {
-            let Some(pinned) = self.pin(subject).await? else { return Ok(None) };
             match self.bring(subject, &pinned).await {
                 Ok(entry) => {
                     return Ok(Some(Found { entry, base_model: pinned.base_model }));
@@ -114,6 +122,8 @@ impl Fetch {
                 }
                 Err(failure) => return Err(failure.into()),
             }
+            let Some(changed) = self.pin(subject).await? else { return Ok(None) };
+            pinned = changed;
         }
     }
 
@@ -135,12 +145,9 @@ impl Fetch {
         Ok(Some(Pinned { config, weights, base_model }))
     }
 
-    /// What is pinned, from the cache or else from the store.
+    /// Downloads what is pinned.
     async fn bring(&self, subject: &Subject<'_>, pinned: &Pinned) -> Result<Entry, Failure> {
         let version = pinned.version();
-        if let Some(entry) = self.cached(subject, &version).await? {
-            return Ok(entry);
-        }
         let claimed = self.claim(subject).await?;
         // Whoever had the claim before may have brought it.
         if let Some(entry) = self.cached(subject, &version).await? {

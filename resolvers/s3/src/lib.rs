@@ -17,6 +17,7 @@
 //! | `names` | names to keys |
 //! | `adapter` | whether a configuration fits |
 //! | `fetch` | one adapter into the cache, as it was at one moment |
+//! | `workers` | how many names are asked for, and adapters downloaded, at once |
 //! | `objects` | objects and their bytes, asked for again where they broke off |
 //! | `outage` | a store that could not be reached is left alone for a moment |
 //! | `store` | the store of a scheme; `gs` and `az` where the features of that name are on |
@@ -42,6 +43,7 @@ mod outage;
 mod settings;
 mod store;
 mod transport;
+mod workers;
 
 #[cfg(not(feature = "az"))]
 use absent as az;
@@ -51,23 +53,22 @@ use absent as gs;
 use std::path::PathBuf;
 
 use loraplex_plugin_sdk::{
-    ErrorKind, LoraRequest, LoraResolver, Progress, ResolveError, ResolverConfig, async_trait,
+    LoraRequest, LoraResolver, Progress, ResolveError, ResolverConfig, async_trait,
 };
 use loraplex_resolver_cache::{Cache, CacheOptions};
-use tokio::sync::Semaphore;
 
 use fetch::Fetch;
 use names::Template;
 use objects::Objects;
 use outage::Outage;
 pub use settings::{Limits, Settings};
+use workers::Workers;
 
 /// Answers for the keys below a prefix of a bucket.
 #[derive(Debug)]
 pub struct S3Resolver {
     template: Template,
     fetch: Fetch,
-    workers: Semaphore,
 }
 
 impl S3Resolver {
@@ -97,8 +98,9 @@ impl S3Resolver {
         })?;
         let (outage, verify_etag) = (Outage::default(), settings.s3_verify_etag);
         let objects = Objects { store, limits, outage, verify_etag };
-        let fetch = Fetch { objects, cache, base: config, max_bytes: settings.s3_max_bytes };
-        Ok(Self { template, fetch, workers: Semaphore::new(settings.s3_downloads.max(1)) })
+        let (max_bytes, workers) = (settings.s3_max_bytes, Workers::new(settings.s3_downloads));
+        let fetch = Fetch { objects, cache, base: config, max_bytes, workers };
+        Ok(Self { template, fetch })
     }
 }
 
@@ -123,10 +125,6 @@ impl LoraResolver for S3Resolver {
     ) -> Result<Option<LoraRequest>, ResolveError> {
         let progress = Progress::current();
         let Some(key) = self.template.key(base_model, lora_name)? else { return Ok(None) };
-        let worker = self.workers.acquire().await;
-        let _worker = worker.map_err(|error| {
-            ResolveError::new(ErrorKind::Internal, format!("no worker: {error}"))
-        })?;
         let Some(found) = self.fetch.find(lora_name, &key, &progress).await? else {
             return Ok(None);
         };

@@ -24,7 +24,7 @@ pub struct Settings {
     /// `LORA_RESOLVER_S3_MAX_BYTES`: bytes of an adapter's weights at most; 16 GiB.
     #[serde(default = "max_bytes", deserialize_with = "number")]
     pub s3_max_bytes: u64,
-    /// `LORA_RESOLVER_S3_DOWNLOADS`: adapters that are asked for at once; 4.
+    /// `LORA_RESOLVER_S3_DOWNLOADS`: adapters that are downloaded at once, beside as many names that are asked for; 4.
     #[serde(default = "downloads", deserialize_with = "number")]
     pub s3_downloads: usize,
     /// `LORA_RESOLVER_S3_VERIFY_ETAG`: an ETag that looks like an MD5 must be that of the content; on. Off for stores

@@ -198,6 +198,8 @@ mod tests {
         assert_eq!(config.environment["LORA_RESOLVER_CACHE_DIR"], "/adapters");
         let names = &config.base_model_names;
         assert!(names[0].ends_with("/model") && names[1..] == ["served", "org/base", "other"]);
+        let unnamed = resolve("", &env, "").unwrap().runtime.plugin_configs.remove(0);
+        assert_eq!(unnamed.base_model_names.len(), 3, "each name once");
         let error = resolve("", &[], "plugins: {b: {depth: 3}}").unwrap_err();
         assert!(error.to_string().contains("plugins.b"), "{error}");
     }

@@ -1,5 +1,6 @@
 //! The one check of all settings together: what cannot work is refused here, in one line.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -255,6 +256,9 @@ fn plugin_configs(
     }
     let aliases = environment.resolver.get("LORA_RESOLVER_BASE_ALIASES").map(String::as_str);
     base_names.extend(names(aliases.unwrap_or_default()));
+    // Without --served-model-name the model is served as its path. Messages list the names.
+    let mut seen = HashSet::new();
+    base_names.retain(|name| seen.insert(name.clone()));
     let variables = environment.resolver.iter();
     let variables: serde_json::Map<_, _> =
         variables.map(|(name, value)| (name.clone(), value.clone().into())).collect();

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
+use loraplex_core::PauseMode;
 use serde_json::{Value, json};
 
 use crate::{app, get, load, ok, post, post_request, send, shared};
@@ -177,6 +178,8 @@ async fn a_full_queue_is_429_and_nothing_is_left_behind() {
     });
     let body = |n: u32| json!({"prompt": "a", "n": n, "max_tokens": 400, "ignore_eos": true});
     let app = app(&llm, &[], &[]);
+    // None of the two ends before all have been turned away.
+    llm.engine().pause(PauseMode::Keep, false, None).await.unwrap();
     let first = tokio::task::JoinSet::from_iter([
         send(app.clone(), post_request("/v1/completions", &body(1))),
         send(app.clone(), post_request("/v1/completions", &body(1))),
@@ -190,6 +193,7 @@ async fn a_full_queue_is_429_and_nothing_is_left_behind() {
     assert_eq!(answer.headers["retry-after"], "1");
     let streamed = json!({"prompt": "a", "n": 2, "max_tokens": 400, "stream": true});
     send(app.clone(), post_request("/v1/completions", &streamed)).await.error(429);
+    llm.engine().resume().await.unwrap();
     for answer in first.join_all().await {
         assert_eq!(answer.status, 200);
     }

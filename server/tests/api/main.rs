@@ -103,6 +103,28 @@ fn shared() -> &'static Llm {
     LLM.get_or_init(|| load(|_| {}))
 }
 
+/// The value of a metric; 0 before it is first counted. The engine reports a step after its answers are out.
+fn metric(llm: &Llm, name: &str) -> u64 {
+    let text = llm.metrics().encode();
+    let line = text
+        .lines()
+        .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
+}
+
+/// Tokens that the engine has drawn since its start. To wait for more is to wait for what does not pass by: a request
+/// may have come and gone between two looks at what is running.
+fn drawn(llm: &Llm) -> u64 {
+    metric(llm, "vllm:generation_tokens_total")
+}
+
+/// Waits until the engine has drawn more than `count` tokens.
+async fn drawn_more(llm: &Llm, count: u64) {
+    while drawn(llm) <= count {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn send(app: Router, request: Request<Body>) -> Answer {
     let response = app.oneshot(request).await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());

@@ -6,7 +6,7 @@ use futures::future::join;
 use loraplex_core::Llm;
 use serde_json::{Value, json};
 
-use crate::{Answer, app, demo, load, post_request, send};
+use crate::{Answer, app, demo, drawn, drawn_more, load, post_request, send};
 
 async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
     send(app(llm, &[], &[]), post_request(path, &body)).await
@@ -39,16 +39,12 @@ async fn spans_over_a_push(policy: &str) -> (Vec<(u64, u64)>, Vec<Value>) {
     let llm = load(|_| {});
     call(&llm, "/load_lora_adapter", push("poet", 1)).await;
     let mid_way = async {
-        while !bare(&llm, "GET", "/metrics").await.text.contains("generation_tokens_total") {}
-        loop {
-            let text = bare(&llm, "GET", "/metrics").await.text;
-            let line = text.lines().find(|line| line.starts_with("vllm:generation_tokens_total"));
-            if line.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap() > 20.0 {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        call(&llm, "/load_lora_adapter", push("shout", 2)).await
+        drawn_more(&llm, 20).await;
+        // However long the load takes, the request is still there when it ends.
+        bare(&llm, "POST", "/pause?mode=keep").await;
+        let pushed = call(&llm, "/load_lora_adapter", push("shout", 2)).await;
+        bare(&llm, "POST", "/resume").await;
+        pushed
     };
     let body = long(json!({"lora_update_policy": policy}));
     let (answer, pushed) = join(call(&llm, "/v1/completions", body), mid_way).await;
@@ -103,9 +99,7 @@ async fn pauses_in_three_modes() {
     let running =
         call(&llm, "/v1/completions", long(json!({"model": "pirate", "request_id": "r"})));
     let pause = async {
-        while llm.engine().open_requests() == 0 {
-            tokio::task::yield_now().await;
-        }
+        drawn_more(&llm, 0).await;
         bare(&llm, "POST", "/pause?mode=abort&clear_cache=false").await
     };
     let (answer, pause) = join(running, pause).await;
@@ -126,10 +120,9 @@ async fn pauses_in_three_modes() {
     assert_eq!(paused().await, false);
     assert_eq!(call(&llm, "/v1/completions", short.clone()).await.status, 200);
     // Wait: what runs finishes first.
+    let before = drawn(&llm);
     let (answer, _) = join(call(&llm, "/v1/completions", long(json!({"max_tokens": 60}))), async {
-        while llm.engine().open_requests() == 0 {
-            tokio::task::yield_now().await;
-        }
+        drawn_more(&llm, before).await;
         bare(&llm, "POST", "/pause?mode=wait").await;
         bare(&llm, "POST", "/resume").await
     })
@@ -149,9 +142,7 @@ async fn requests_are_aborted_by_their_ids() {
     let running =
         call(&llm, "/v1/completions", long(json!({"model": "pirate", "request_id": "r", "n": 2})));
     let abort = async {
-        while llm.engine().open_requests() < 2 {
-            tokio::task::yield_now().await;
-        }
+        drawn_more(&llm, 0).await;
         let others = call(&llm, "/abort_requests", json!({"request_ids": ["other"]})).await;
         assert_eq!(others.json()["aborted"], 0);
         call(&llm, "/abort_requests", json!({"request_ids": ["r"]})).await
@@ -294,9 +285,7 @@ async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_
     });
     let running = call(&llm, "/generate", body);
     let abort = async {
-        while llm.engine().open_requests() < 2 {
-            tokio::task::yield_now().await;
-        }
+        drawn_more(&llm, 0).await;
         assert_eq!(call(&llm, "/abort_request", json!({})).await.status, 400);
         call(&llm, "/abort_request", json!({"rid": "both-1"})).await
     };
@@ -314,10 +303,9 @@ async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_
     assert!(endings[1].0 == "abort" && endings[1].1 < 400, "{endings:?}");
     // The call's own id names both.
     let body = json!({"text": ["Once", "Once"], "rid": "all", "sampling_params": {"max_new_tokens": 400, "ignore_eos": true}});
+    let before = drawn(&llm);
     let abort = async {
-        while llm.engine().open_requests() < 2 {
-            tokio::task::yield_now().await;
-        }
+        drawn_more(&llm, before).await;
         call(&llm, "/abort_request", json!({"rid": "all"})).await
     };
     let (_, aborted) = join(call(&llm, "/generate", body), abort).await;

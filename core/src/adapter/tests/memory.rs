@@ -1,7 +1,10 @@
 //! Host memory: what gives way, what never does, and that weights come back as they were.
 
 use super::*;
+use crate::config::{Device, EngineConfig};
 use crate::error::ErrorKind;
+use crate::llm::{Llm, Quiet};
+use crate::request::SamplingParams;
 
 #[tokio::test]
 async fn the_least_recently_used_gives_way_and_is_read_again() {
@@ -69,4 +72,22 @@ async fn thousands_of_versions_leave_nothing_behind() {
     assert_eq!(manager.host_usage(), (0, 0));
     assert_eq!(manager.list().len(), 0);
     assert_eq!(manager.locks_in_use(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gave_way_has_left_the_engine_too_when_the_load_ends() {
+    let mut config = EngineConfig::new(demo("model"));
+    config.device = Device::Cpu;
+    config.lora.max_host_adapters = 1;
+    let llm = Llm::load(config, &Quiet).unwrap();
+    let params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
+    let mut gone = std::sync::Weak::new();
+    for name in ["a", "b", "c", "d"] {
+        llm.adapters().load(named(name, "poet")).await.unwrap();
+        assert_eq!(gone.strong_count(), 0, "memory that nobody counts, before {name}");
+        let adapter = llm.adapters().get(name).await.unwrap();
+        gone = Arc::downgrade(&adapter.packed);
+        // An answer is out before its step ends: the next load meets either.
+        llm.generate(&[("Once", Some(adapter))], &params).await.unwrap();
+    }
 }

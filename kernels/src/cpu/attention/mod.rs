@@ -7,6 +7,7 @@
 
 mod pairs;
 mod scratch;
+mod wide;
 
 use crate::cpu::isa::Task;
 use crate::cpu::kv::Geometry;
@@ -20,8 +21,12 @@ pub(crate) use scratch::scratch_bytes;
 
 /// Keys of a chunk, where blocks are no longer: enough that what is done once a chunk does not show.
 const CHUNK: usize = 64;
+/// Heads of a task.
+const MAX_HEADS: usize = 12;
 /// Pairs of row and q head in a task.
-const MAX_ROWS: usize = 12;
+const MAX_PAIRS: usize = 96;
+/// Tasks that every thread should have, so that all end together.
+const TASKS: usize = 4;
 /// Below every score, and finite, so that the difference of two maxima is a number.
 const LEAST: f32 = -1e30;
 
@@ -33,10 +38,12 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// For `group` q heads a kv head.
-    pub(crate) fn of(group: usize) -> Self {
-        let heads = group.div_ceil(group.div_ceil(MAX_ROWS));
-        Self { heads, rows: (MAX_ROWS / heads).max(1) }
+    /// For a step of `rows` rows, with `group` q heads for each of `kv_heads` heads.
+    pub(crate) fn of((group, kv_heads): (usize, usize), rows: usize, threads: usize) -> Self {
+        let cuts = group.div_ceil(MAX_HEADS);
+        let heads = group.div_ceil(cuts);
+        let most = rows * kv_heads * cuts / (TASKS * threads);
+        Self { heads, rows: most.clamp(MAX_HEADS / heads, MAX_PAIRS / heads) }
     }
 }
 
@@ -82,15 +89,20 @@ impl Task for Attend<'_> {
         unsafe {
             self.start::<O>(&scratch);
             let end = self.position + self.rows;
+            let wide = self.is_wide::<O>();
             for chunk in self.first_seen(self.position) / span..end.div_ceil(span) {
                 let start = chunk * span;
                 let chunk = Chunk { start, keys: span.min(end - start) };
+                if wide {
+                    self.wide::<O>(&scratch, chunk);
+                    continue;
+                }
                 self.scores::<O>(&scratch, chunk);
                 if start + span < end {
                     self.fetch_keys::<O>(start + span, end);
                 }
                 for m in 0..self.pairs() {
-                    self.soften::<O>(&scratch, chunk, m);
+                    self.soften::<O>(&scratch, (chunk, self.vectors(chunk)), m);
                 }
                 self.values::<O>(&scratch, chunk);
             }
@@ -100,6 +112,12 @@ impl Task for Attend<'_> {
 }
 
 impl Attend<'_> {
+    /// Whether each vector of keys is full, but for a sequence's last one.
+    #[inline(always)]
+    fn is_dense(&self) -> bool {
+        self.geometry.block_size == self.geometry.groups * self.geometry.lanes
+    }
+
     /// Pairs of row and head.
     #[inline(always)]
     fn pairs(&self) -> usize {
@@ -126,7 +144,7 @@ impl Attend<'_> {
                 let to = scratch.q.add(row * self.heads * d);
                 std::ptr::copy_nonoverlapping(q, to, self.heads * d);
             }
-            scratch.sums.write_bytes(0, self.pairs() * self.geometry.v_width);
+            scratch.sums.write_bytes(0, self.pairs() * scratch.width);
             scratch.total.write_bytes(0, self.pairs() * O::S::LANES);
             for m in 0..self.pairs() {
                 scratch.largest.add(m).write(LEAST);
@@ -187,23 +205,30 @@ impl Attend<'_> {
         chunk.keys / g.block_size * g.groups + (chunk.keys % g.block_size).div_ceil(g.lanes)
     }
 
-    /// Turns a pair's scores into weights, relative to the largest score so far, to which its sums are brought.
+    /// Turns a pair's scores in the chunk's first vectors into weights, relative to the largest score so far, to which its sums are brought.
     ///
     /// # Safety
     /// As for [`Task::run`].
     #[inline(always)]
-    unsafe fn soften<O: Operands>(&self, scratch: &Scratch<O>, chunk: Chunk, m: usize) {
+    unsafe fn soften<O: Operands>(
+        &self,
+        scratch: &Scratch<O>,
+        (chunk, vectors): (Chunk, usize),
+        m: usize,
+    ) {
         let lanes = O::S::LANES;
         let position = self.position + m / self.heads;
         // SAFETY: the scratch holds a vector at each place.
         unsafe {
             let scores = scratch.scores.add(m * scratch.lanes);
-            let vectors = self.vectors(chunk);
+            let seen = self.sees_all(position, chunk);
             let mut largest = O::S::splat(LEAST);
             for vector in 0..vectors {
                 let at = scores.add(vector * lanes);
-                let score = O::S::mul(O::S::load(at), O::S::splat(self.scale));
-                let score = self.mask::<O::S>(score, position, (chunk, vector));
+                let mut score = O::S::mul(O::S::load(at), O::S::splat(self.scale));
+                if !seen {
+                    score = self.mask::<O::S>(score, position, (chunk, vector));
+                }
                 O::S::store(at, score);
                 largest = O::S::max(largest, score);
             }
@@ -215,23 +240,29 @@ impl Attend<'_> {
                 let at = scores.add(vector * lanes);
                 let weight = exp::<O::S>(O::S::sub(O::S::load(at), O::S::splat(now)));
                 total = O::S::add(total, weight);
-                O::S::store(at, weight);
-            }
-            for i in 0..vectors * lanes {
-                weights.add(i).write(O::to_x(*scores.add(i)));
+                O::store_x(weight, weights.add(vector * lanes));
             }
             let total_at = scratch.total.add(m * lanes);
             if now != before {
                 scratch.largest.add(m).write(now);
                 let factor = exp::<O::S>(O::S::splat(before - now));
                 O::S::store(total_at, O::S::mul(O::S::load(total_at), factor));
-                let sums = scratch.sums.add(m * self.geometry.v_width);
+                let sums = scratch.sums.add(m * scratch.width);
                 for i in (0..self.geometry.v_width).step_by(lanes) {
                     O::S::store(sums.add(i), O::S::mul(O::S::load(sums.add(i)), factor));
                 }
             }
             O::S::store(total_at, O::S::add(O::S::load(total_at), total));
         }
+    }
+
+    /// Whether a row at `position` sees every lane of the chunk.
+    #[inline(always)]
+    fn sees_all(&self, position: usize, chunk: Chunk) -> bool {
+        self.is_dense()
+            && chunk.keys.is_multiple_of(self.geometry.lanes)
+            && position + 1 >= chunk.start + chunk.keys
+            && self.first_seen(position) <= chunk.start
     }
 
     /// Minus infinity for the keys of a vector that a row at `position` does not see.
@@ -246,10 +277,15 @@ impl Attend<'_> {
         (chunk, vector): (Chunk, usize),
     ) -> S::F {
         let g = &self.geometry;
-        let in_block = vector % g.groups * g.lanes;
-        let start = chunk.start + vector / g.groups * g.block_size + in_block;
+        let (start, keys) = if self.is_dense() {
+            (chunk.start + vector * g.lanes, g.lanes)
+        } else {
+            let in_block = vector % g.groups * g.lanes;
+            let start = chunk.start + vector / g.groups * g.block_size + in_block;
+            (start, g.block_size - in_block)
+        };
         // Lanes from `low` to `high` are seen.
-        let high = (position + 1).saturating_sub(start).min(g.block_size - in_block);
+        let high = (position + 1).saturating_sub(start).min(keys);
         let low = self.first_seen(position).saturating_sub(start);
         if low == 0 && high >= g.lanes {
             return score;
@@ -285,7 +321,7 @@ impl Attend<'_> {
                 ahead: g.v_len(),
                 steps: whole,
                 c: scratch.sums,
-                c_stride: g.v_width,
+                c_stride: scratch.width,
                 accumulate: true,
             };
             let column =
@@ -321,7 +357,7 @@ impl Attend<'_> {
             unsafe {
                 let total = O::S::sum(O::S::load(scratch.total.add(m * O::S::LANES)));
                 let factor = 1.0 / total;
-                let sums = scratch.sums.add(m * self.geometry.v_width);
+                let sums = scratch.sums.add(m * scratch.width);
                 let out = self.out.cast::<O::X>().add(row * self.out_stride + head * d);
                 for i in 0..d {
                     out.add(i).write(O::to_x(*sums.add(i) * factor));

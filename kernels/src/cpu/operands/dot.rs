@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{Operands, bf16_bits, widen};
+use crate::cpu::simd::Simd;
 use crate::cpu::simd::avx2::Avx2;
 use crate::cpu::simd::avx512::Avx512;
 use crate::cpu::tile::{self, Tile};
@@ -19,8 +20,8 @@ unsafe fn dot_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn dot_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-    tile::quarters(t, vectors, rest);
+unsafe fn dot_quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
+    tile::quarters(t, vectors, ends);
 }
 
 /// bf16 dot products of pairs, 16 lanes.
@@ -36,10 +37,16 @@ impl Operands for Dot {
     type Half = DotHalf;
     const PAIR: usize = 2;
     const PARTS: usize = 1;
+    const WIDE_ROWS: usize = 0;
 
     #[inline(always)]
     unsafe fn weights(p: *const u16, _part: usize) -> __m512bh {
         std::mem::transmute(_mm512_loadu_si512(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn widened(p: *const u16, k: usize) -> <Avx512 as Simd>::F {
+        if k == 0 { Avx512::load_low(p) } else { Avx512::load_high(p) }
     }
 
     #[inline(always)]
@@ -58,8 +65,8 @@ impl Operands for Dot {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        dot_quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        dot_quarters(t, vectors, ends);
     }
 
     #[inline(always)]
@@ -101,10 +108,16 @@ impl Operands for DotHalf {
     type Half = Self;
     const PAIR: usize = 2;
     const PARTS: usize = 1;
+    const WIDE_ROWS: usize = 0;
 
     #[inline(always)]
     unsafe fn weights(p: *const u16, _part: usize) -> __m256bh {
         std::mem::transmute(_mm256_loadu_si256(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn widened(p: *const u16, k: usize) -> <Avx2 as Simd>::F {
+        if k == 0 { Avx2::load_low(p) } else { Avx2::load_high(p) }
     }
 
     #[inline(always)]
@@ -123,8 +136,8 @@ impl Operands for DotHalf {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        dot_quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        dot_quarters(t, vectors, ends);
     }
 
     #[inline(always)]

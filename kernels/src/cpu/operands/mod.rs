@@ -20,6 +20,9 @@ use crate::cpu::tile::Tile;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use dot::Dot;
 
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+
 /// How to multiply and add.
 ///
 /// # Safety
@@ -41,11 +44,15 @@ pub(crate) trait Operands: Copy + 'static {
     const PAIR: usize;
     /// Multiply-adds that a step takes: each for its own part of the pair.
     const PARTS: usize;
+    /// Rows of a [`WideTile`](crate::cpu::wide::WideTile); 0 where weights are not widened, and `X` need not be f32.
+    const WIDE_ROWS: usize;
 
     /// Part `part` of a step's weights.
     unsafe fn weights(p: *const Self::W, part: usize) -> Self::Weights;
     /// Part `part` of a step's activations.
     unsafe fn broadcast(p: *const Self::X, part: usize) -> Self::Broadcast;
+    /// The k's that are number `k` in each pair of a step's weights, as f32.
+    unsafe fn widened(p: *const Self::W, k: usize) -> <Self::S as Simd>::F;
     unsafe fn mac(
         acc: <Self::S as Simd>::F,
         w: Self::Weights,
@@ -56,7 +63,17 @@ pub(crate) trait Operands: Copy + 'static {
     unsafe fn tile(t: &Tile<Self>, rows: usize, vectors: usize);
 
     /// [`quarters`](crate::cpu::tile::quarters), in the same way.
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8));
+
+    /// Rounds a vector to activations.
+    #[inline(always)]
+    unsafe fn store_x(v: <Self::S as Simd>::F, to: *mut Self::X) {
+        let mut lanes = [0.0_f32; MAX_LANES];
+        Self::S::store(lanes.as_mut_ptr(), v);
+        for (i, &lane) in lanes[..Self::S::LANES].iter().enumerate() {
+            to.add(i).write(Self::to_x(lane));
+        }
+    }
 
     fn to_x(value: f32) -> Self::X;
     fn x_to_f32(value: Self::X) -> f32;
@@ -97,10 +114,16 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     type Half = Widen<(H, H)>;
     const PAIR: usize = 2;
     const PARTS: usize = 2;
+    const WIDE_ROWS: usize = S::WIDE_ROWS;
 
     #[inline(always)]
     unsafe fn weights(p: *const u16, part: usize) -> S::F {
         if part == 0 { S::load_low(p) } else { S::load_high(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn widened(p: *const u16, k: usize) -> S::F {
+        Self::weights(p, k)
     }
 
     #[inline(always)]
@@ -119,8 +142,8 @@ impl<S: Simd, H: Simd> Operands for Widen<(S, H)> {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        S::quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        S::quarters(t, vectors, ends);
     }
 
     #[inline(always)]
@@ -162,9 +185,15 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     type Half = Single<(H, H)>;
     const PAIR: usize = 1;
     const PARTS: usize = 1;
+    const WIDE_ROWS: usize = S::WIDE_ROWS;
 
     #[inline(always)]
     unsafe fn weights(p: *const f32, _part: usize) -> S::F {
+        S::load(p)
+    }
+
+    #[inline(always)]
+    unsafe fn widened(p: *const f32, _k: usize) -> S::F {
         S::load(p)
     }
 
@@ -184,8 +213,8 @@ impl<S: Simd, H: Simd> Operands for Single<(S, H)> {
     }
 
     #[inline(always)]
-    unsafe fn quarters(t: &Tile<Self>, vectors: usize, rest: usize) {
-        S::quarters(t, vectors, rest);
+    unsafe fn quarters(t: &Tile<Self>, vectors: usize, ends: (usize, *const u8)) {
+        S::quarters(t, vectors, ends);
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use super::Simd;
 use crate::cpu::operands::Operands;
 use crate::cpu::tile::{self, Tile};
+use crate::cpu::wide::{self, WideTile};
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
@@ -16,8 +17,13 @@ unsafe fn run_tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize) {
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run_quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-    tile::quarters(t, vectors, rest);
+unsafe fn run_quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
+    tile::quarters(t, vectors, ends);
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_wide(t: &WideTile, rows: usize) {
+    wide::run::<Avx2>(t, rows);
 }
 
 /// The features that functions using [`Avx2`] are compiled with.
@@ -29,6 +35,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     const TILE: usize = 8;
+    const WIDE_ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -127,8 +134,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
-        run_quarters(t, vectors, rest);
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
+        run_quarters(t, vectors, ends);
+    }
+
+    #[inline(always)]
+    unsafe fn wide(t: &WideTile, rows: usize) {
+        run_wide(t, rows);
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ pub(crate) mod portable;
 
 use super::operands::Operands;
 use super::tile::Tile;
+use super::wide::WideTile;
 
 /// Vectors of f32.
 ///
@@ -29,6 +30,8 @@ pub(crate) trait Simd: Copy + 'static {
     const REGISTERS: usize;
     /// Accumulators that a register tile may hold.
     const TILE: usize;
+    /// Rows of a tile over widened weights, two vectors each.
+    const WIDE_ROWS: usize;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -63,7 +66,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// [`tile::run`](super::tile::run) as a function compiled for these instructions.
     unsafe fn tile<O: Operands>(t: &Tile<O>, rows: usize, vectors: usize);
     /// [`tile::quarters`](super::tile::quarters) as a function compiled for these instructions.
-    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize);
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8));
+    /// [`wide::run`](super::wide::run) as a function compiled for these instructions.
+    unsafe fn wide(t: &WideTile, rows: usize);
 }
 
 /// `eˣ`, within 2 units in the last place; 0 below -87.3, where the result would not be normal, and `eˣ` of 88 above

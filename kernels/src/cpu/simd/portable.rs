@@ -3,6 +3,7 @@
 use super::Simd;
 use crate::cpu::operands::Operands;
 use crate::cpu::tile::{self, Tile};
+use crate::cpu::wide::{self, WideTile};
 
 /// Needs nothing of the processor.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,7 @@ impl Simd for Portable {
     // A vector takes two of SSE2's sixteen.
     const REGISTERS: usize = 8;
     const TILE: usize = 4;
+    const WIDE_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Lanes {
@@ -128,9 +130,15 @@ impl Simd for Portable {
     }
 
     #[inline(never)]
-    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, rest: usize) {
+    unsafe fn quarters<O: Operands>(t: &Tile<O>, vectors: usize, ends: (usize, *const u8)) {
         // SAFETY: the caller's promise.
-        unsafe { tile::quarters(t, vectors, rest) }
+        unsafe { tile::quarters(t, vectors, ends) }
+    }
+
+    #[inline(never)]
+    unsafe fn wide(t: &WideTile, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { wide::run::<Self>(t, rows) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use loraplex_resolver_cache::{Cache, Entry};
 
@@ -146,4 +146,21 @@ fn d6_files_that_nobody_knows_are_left_alone() {
     download(&small, "b", &[1; 1000]).unwrap();
     assert_eq!(small.latest("a").unwrap(), None, "it was evicted");
     assert_eq!(names(folder.path(), "entries").len(), 2501);
+}
+
+#[test]
+fn an_entry_of_another_version_is_neither_read_nor_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, entry) = published(folder.path());
+    // Whoever reads it removes it.
+    fs::write(entry.folder.join(WEIGHTS), "weightz").unwrap();
+    let manifest = fs::File::open(entry.folder.join("manifest.json")).unwrap();
+    manifest.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    let cache = open(folder.path(), 1100, LONG);
+    assert_eq!(cache.of_version("a", "v2").unwrap(), None);
+    assert!(entry.folder.exists());
+    assert_eq!(manifest.metadata().unwrap().modified().unwrap(), SystemTime::UNIX_EPOCH);
+    // It does not count as in use, so it gives way.
+    let newer = download(&cache, "a", &[1; 1000]).unwrap();
+    assert_eq!(names(folder.path(), "entries"), [newer.digest]);
 }

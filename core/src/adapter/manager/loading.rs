@@ -1,0 +1,141 @@
+//! A name gets a new generation, or a failed load changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use loraplex_plugin_sdk::LoraRequest;
+
+use super::AdapterManager;
+use crate::adapter::entry::Entry;
+use crate::adapter::journal::Record;
+use crate::adapter::load::Built;
+use crate::adapter::names::{self, NameGuard};
+use crate::adapter::{Adapter, Content, LoadRequest, LoadTimings, Loaded, LoadedAdapter, Origin};
+use crate::error::{Error, ErrorKind, Result};
+
+impl AdapterManager {
+    /// Loads an adapter. Ends at the step boundary at which the engine has taken it.
+    pub async fn load(self: &Arc<Self>, ask: impl Into<LoadRequest>) -> Result<Loaded> {
+        let ask = ask.into();
+        let origin = match ask.content {
+            Content::Folder => Origin::Operator,
+            Content::Bytes { .. } => Origin::Upload,
+        };
+        let this = self.clone();
+        // A task of its own: a client that leaves does not leave a half-done load behind.
+        let task = self.tasks.spawn(async move {
+            let name = ask.request.name.clone();
+            let arrived = Instant::now();
+            let guard = this.locks.lock(&name).await;
+            let Some(id) = ask.operation_id.clone() else {
+                return Ok(this.load_locked(ask, origin, &guard, arrived).await?.1);
+            };
+            let operation = (name, id);
+            if let Some(done) = this.operations.get(&operation) {
+                return Ok(Loaded { repeated: true, ..done });
+            }
+            let (_, loaded) = this.load_locked(ask, origin, &guard, arrived).await?;
+            this.operations.insert(operation, loaded.clone());
+            Ok(loaded)
+        });
+        task.await.unwrap_or_else(|error| Err(Error::internal(format!("a load died: {error}"))))
+    }
+
+    /// As [`AdapterManager::load`] of a new name, for callers without a runtime. Blocks.
+    pub fn load_blocking(&self, request: LoraRequest) -> Result<Arc<Adapter>> {
+        futures::executor::block_on(async {
+            let name = request.name.clone();
+            let guard = self.locks.lock(&name).await;
+            let ask = LoadRequest::new(request);
+            Ok(self.load_locked(ask, Origin::Operator, &guard, Instant::now()).await?.0)
+        })
+    }
+
+    /// The one place where a name gets a new generation. The caller holds the name's lock.
+    pub(super) async fn load_locked(
+        &self,
+        ask: LoadRequest,
+        origin: Origin,
+        _guard: &NameGuard<'_>,
+        arrived: Instant,
+    ) -> Result<(Arc<Adapter>, Loaded)> {
+        if !self.config.enabled {
+            return Err(Error::invalid("LoRA is not enabled. Use --enable-lora to enable LoRA."));
+        }
+        let name = ask.request.name.clone();
+        let old = self.registry.peek(&name);
+        self.check(&ask, old.as_deref())?;
+        let was_pinned = old.as_deref().is_some_and(Entry::is_pinned);
+        let old = old.and_then(|entry| entry.current());
+        let (builder, path, content) =
+            (self.builder.clone(), ask.request.path.clone(), ask.content.clone());
+        let started = Instant::now();
+        let Built { peft, packed, read, pack } =
+            self.loader.run(move || builder.build(&path, &content)).await?;
+        let waited = started.elapsed().saturating_sub(read + pack) + (started - arrived);
+
+        let spare = old.as_ref().map_or((0, 0), |old| (1, old.bytes()));
+        let room = self.make_room(&name, packed.bytes.len(), spare).await?;
+        let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+        if let Some(journal) = self.journal.get().cloned()
+            && !matches!(origin, Origin::Resolver(_))
+        {
+            let record = Record {
+                upload: (origin == Origin::Upload).then(|| peft.digest.clone()),
+                pinned: ask.pinned.unwrap_or(was_pinned),
+                policy_version: ask.policy_version,
+                request: ask.request.clone(),
+            };
+            let content = ask.content;
+            self.loader.run(move || journal.loaded(record, &content, generation)).await?;
+        }
+        let flip = Instant::now();
+        let unchanged = old.as_ref().is_some_and(|old| old.digest == peft.digest);
+        let adapter = Arc::new(Adapter {
+            generation,
+            digest: peft.digest,
+            rank: peft.rank,
+            modules: peft.modules,
+            policy_version: ask.policy_version,
+            loaded_at: SystemTime::now(),
+            packed: Arc::new(packed),
+            request: ask.request,
+            _room: room,
+        });
+        self.registry.put(adapter.clone(), origin, ask.pinned);
+        self.flights.forget(&name);
+        let replaced = old.map(|old| old.generation);
+        if let Some(engine) = &self.engine
+            && replaced.is_some()
+        {
+            engine.replace(adapter.clone()).await?;
+        }
+        self.flips.send_modify(|flips| *flips += 1);
+        let timings = LoadTimings { wait: waited, read, pack, flip: flip.elapsed() };
+        let said = LoadedAdapter::from(&*adapter);
+        Ok((adapter, Loaded { adapter: said, replaced, unchanged, timings, repeated: false }))
+    }
+
+    fn check(&self, ask: &LoadRequest, old: Option<&Entry>) -> Result<()> {
+        let name = &ask.request.name;
+        if !names::is_valid(name) {
+            return Err(Error::invalid(format!(
+                "{name:?} cannot be an adapter's name: at most 256 bytes, no control characters, no `..`, no leading `/`"
+            )));
+        }
+        if old.is_some() && !ask.in_place {
+            return Err(Error::invalid(format!(
+                "The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True."
+            )));
+        }
+        let found = old.and_then(Entry::current).map_or(0, |adapter| adapter.generation);
+        match ask.expected_generation {
+            Some(expected) if expected != found => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("The lora adapter '{name}' is at generation {found}, expected {expected}."),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
