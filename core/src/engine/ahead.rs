@@ -62,18 +62,16 @@ impl Engine {
         if !self.flight.enabled || self.command_comes() {
             return false;
         }
-        let mut next = std::mem::take(&mut self.flight.next);
-        let planned = self.scheduler.schedule_ahead(&self.plan, &mut next, &mut self.blocks);
-        let submitted = planned && {
-            let submitted = self.runner.submit(&next, self.scheduler.sequences());
-            if let Err(error) = &submitted {
-                // It is planned again from what the one under way gives, and fails there if it must.
-                tracing::warn!(%error, "a step could not be queued ahead");
-            }
-            submitted.is_ok()
-        };
-        self.flight.next = next;
-        submitted
+        let next = &mut self.flight.next;
+        if !self.scheduler.schedule_ahead(&self.plan, next, &mut self.blocks) {
+            return false;
+        }
+        let submitted = self.runner.submit(next, self.scheduler.sequences());
+        if let Err(error) = &submitted {
+            // It is planned again from what the one under way gives, and fails there if it must.
+            tracing::warn!(%error, "a step could not be queued ahead");
+        }
+        submitted.is_ok()
     }
 
     /// Whether a command comes before it is time to queue the next step. It is kept for [`Engine::take_commands`].

@@ -1,7 +1,7 @@
 //! The step after the one under way, planned before its tokens are known: every sequence goes on by the token that is
 //! being drawn.
 
-use super::{Chunk, Scheduler, Sequence, StepPlan};
+use super::{Chunk, Scheduler, StepPlan};
 use crate::kv_cache::BlockManager;
 
 impl Scheduler {
@@ -30,7 +30,8 @@ impl Scheduler {
                 return false;
             }
             live += 1;
-            if sequence.fills_up(self.max_model_len) {
+            // The token that is being drawn is its last, whatever it is.
+            if sequence.is_full_after(1, self.max_model_len) {
                 continue;
             }
             let first = sequence.tokens.len();
@@ -48,13 +49,5 @@ impl Scheduler {
         }
         // Others read their prompts.
         live == self.running.len() && !plan.is_empty()
-    }
-}
-
-impl Sequence {
-    /// Whether the token that is being drawn is its last, whatever it is.
-    fn fills_up(&self, max_model_len: usize) -> bool {
-        self.output().len() + 1 >= self.params.max_tokens as usize
-            || self.tokens.len() + 1 >= max_model_len
     }
 }

@@ -177,8 +177,12 @@ impl Sequence {
         if self.params.stop_token_ids.contains(&last) {
             return Some((FinishReason::Stop, Some(StopReason::Token(last))));
         }
-        let full = self.output().len() >= self.params.max_tokens as usize
-            || self.tokens.len() >= max_model_len;
-        full.then_some((FinishReason::Length, None))
+        self.is_full_after(0, max_model_len).then_some((FinishReason::Length, None))
+    }
+
+    /// Whether it may have no further token once it has `more` tokens more.
+    pub(super) fn is_full_after(&self, more: usize, max_model_len: usize) -> bool {
+        self.output().len() + more >= self.params.max_tokens as usize
+            || self.tokens.len() + more >= max_model_len
     }
 }

@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 /// Regions of a task, more than which are not asked for.
 const MOST_REGIONS: usize = 128;
 /// Lines of a tile.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::expand::RowExpand;
-use super::fetch::{Lines, Region, Regions};
+use super::fetch::{LINE, Lines, Region, Regions};
 use super::int8::{Dots, Int8Input};
 use super::isa::{Layout, Task};
 use super::lora::Shrinks;
@@ -23,8 +23,6 @@ const STEPS_AT_ONCE: usize = 1024;
 
 /// Expands between asking for panels of B and multiplying them.
 const EXPANDS_AHEAD: usize = 12;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Neighbouring panels of a weight, and where their columns go.
 #[derive(Debug, Clone, Copy)]

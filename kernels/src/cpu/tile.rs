@@ -6,14 +6,12 @@
 //! vectors of the tile; so it does not depend on them. Storing an accumulator and going on from it later changes
 //! nothing.
 
+use super::fetch::LINE;
 use super::operands::Operands;
 use super::simd::Simd;
 
 /// Rows whose addresses follow from one register.
-const ROWS_PER_POINTER: usize = 4;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const ROWS_PER_POINTER: usize = 4;
 
 /// Most vectors in a tile.
 pub(crate) const MAX_VECTORS: usize = 8;

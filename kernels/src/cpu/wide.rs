@@ -6,13 +6,12 @@
 
 use super::operands::Operands;
 use super::simd::Simd;
+use super::tile::ROWS_PER_POINTER;
 
 /// k's of a part.
 pub(crate) const DEPTH: usize = 256;
 /// Rows from which on widening first takes less time than it saves.
 pub(crate) const LEAST_ROWS: usize = 24;
-/// Rows whose addresses follow from one register.
-const ROWS_PER_POINTER: usize = 4;
 /// k's between two looks at the loop's end.
 const UNROLL: usize = 4;
 /// Lanes of the widest panel.

@@ -98,16 +98,10 @@ impl Sampler {
 
     /// The token of a sample row of the last step, if the host knows it. A row that the host draws is waited for.
     pub(super) fn token(&mut self, row: u32) -> Result<Option<u32>> {
-        let Some(last) = &self.last else {
-            return Err(super::error::mismatch("sampled row", "a step before", row));
-        };
-        let mut last = lock(last);
-        check_below("sampled row", row as usize, last.len())?;
-        if last.is_on_device(row as usize) {
+        if of_last(self.last.as_deref(), row)?.is_on_device(row as usize) {
             return Ok(None);
         }
-        last.finish(&mut self.scratch)?;
-        Ok(Some(last.output().tokens[row as usize]))
+        drawn(self.last.as_deref(), row, &mut self.scratch).map(Some)
     }
 
     /// Results of an earlier step that nobody needs any more, or new ones.
@@ -131,14 +125,17 @@ impl Sampler {
 
 /// The token of a sample row of the last step, which is waited for.
 fn drawn(last: Option<&Mutex<Results>>, row: u32, scratch: &mut SamplingScratch) -> Result<u32> {
-    let Some(last) = last else {
-        return Err(super::error::mismatch("sampled row", "a step before", row));
-    };
-    let mut last = lock(last);
+    let mut last = of_last(last, row)?;
     last.finish(scratch)?;
-    let tokens = &last.output().tokens;
-    check_below("sampled row", row as usize, tokens.len())?;
-    Ok(tokens[row as usize])
+    Ok(last.output().tokens[row as usize])
+}
+
+/// The results of the last step, which has such a sample row.
+fn of_last(last: Option<&Mutex<Results>>, row: u32) -> Result<MutexGuard<'_, Results>> {
+    let last = last.ok_or_else(|| super::error::mismatch("sampled row", "a step before", row))?;
+    let last = lock(last);
+    check_below("sampled row", row as usize, last.len())?;
+    Ok(last)
 }
 
 impl CudaBackend {

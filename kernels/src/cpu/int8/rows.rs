@@ -1,5 +1,6 @@
 //! Activations in 8 bits: rounded from the operands of a product when it begins.
 
+use crate::cpu::fetch::LINE;
 use crate::cpu::isa::{Arch, Task};
 use crate::cpu::memory::Memory;
 use crate::cpu::operands::Operands;
@@ -13,7 +14,6 @@ use crate::weights::{INT8_BLOCK, INT8_MOST, largest, nearest};
 const PER_TASK: usize = 16 * 1024;
 /// Rows this many bytes apart would all fall into the same few sets of the first-level cache.
 const ALIAS: usize = 4096;
-const LINE: usize = 64;
 
 /// What a block of a row is multiplied with.
 #[derive(Debug, Clone, Copy)]

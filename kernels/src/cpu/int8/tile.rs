@@ -4,6 +4,7 @@ use super::STEP;
 use super::dot::ByteDot;
 use super::pack::block_bytes;
 use super::rows::BlockScale;
+use crate::cpu::fetch::LINE;
 use crate::cpu::simd::Simd;
 use crate::weights::INT8_BLOCK;
 
@@ -12,7 +13,6 @@ const STEPS: usize = INT8_BLOCK / STEP;
 /// Bytes ahead of the stream of weights that are asked for: into the first-level cache, and into the second.
 const NEAR: usize = 8 * 64;
 const FAR: usize = 64 * 64;
-const LINE: usize = 64;
 
 /// `c = x w`, for some rows and one panel.
 #[derive(Debug, Clone, Copy)]
