@@ -17,7 +17,8 @@ use super::pack::shape;
 use super::pool::part_of;
 use super::product::Expand;
 use super::shared::SharedMut;
-use super::shrink::{MAX_LANES, MAX_ROWS, Shrink};
+use super::shrink::{MAX_LANES, Shrink};
+use super::tile::MAX_ROWS;
 
 /// Neighbouring rows that use one adapter.
 #[derive(Debug)]

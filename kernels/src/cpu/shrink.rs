@@ -11,12 +11,10 @@ use super::operands::Operands;
 use super::pointwise::convert;
 use super::pool::part_of;
 use super::simd::Simd;
-use super::tile::{Ahead, MAX_VECTORS, Tile, fits};
+use super::tile::{Ahead, MAX_ROWS, MAX_VECTORS, Tile, fits};
 
 /// Panels that are taken at once.
 const VECTORS: usize = 3;
-/// Most rows.
-pub(crate) const MAX_ROWS: usize = 12;
 /// Lanes of the widest vector.
 pub(crate) const MAX_LANES: usize = 16;
 
@@ -128,7 +126,7 @@ impl Shrink<'_> {
     ) {
         let start = part * whole.steps;
         let steps = if part == 3 { steps - start } else { whole.steps };
-        let most = (1..=O::S::TILE).rev().find(|&rows| fits::<O>(rows, vectors));
+        let most = (1..=MAX_ROWS).rev().find(|&rows| fits::<O>(rows, vectors));
         let tiles = self.rows.div_ceil(most.unwrap_or(1));
         let w = whole.w.map(|w| w.wrapping_add(start * whole.w_stride));
         for index in 0..tiles {

@@ -16,6 +16,9 @@ pub(crate) const ROWS_PER_POINTER: usize = 4;
 /// Most vectors in a tile.
 pub(crate) const MAX_VECTORS: usize = 8;
 
+/// Most rows in a tile, however many registers there are.
+pub(crate) const MAX_ROWS: usize = 12;
+
 /// `c (+)= x w`, for some rows of `x` and some vectors of `w`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tile<O: Operands> {
@@ -77,7 +80,8 @@ impl Ahead {
 #[inline(always)]
 pub(crate) const fn fits<O: Operands>(rows: usize, vectors: usize) -> bool {
     let kept = if rows == 1 { 1 } else { vectors };
-    rows * vectors <= O::S::TILE
+    rows <= MAX_ROWS
+        && rows * vectors <= O::S::TILE
         && rows * vectors + kept < O::S::REGISTERS
         // Where a step takes two multiply-adds, the compiler holds weights of both, however the source orders them.
         && (O::PARTS == 1 || vectors <= 2 || (rows + 1) * vectors < 24)
@@ -252,7 +256,7 @@ unsafe fn tile<O: Operands, const R: usize, const P: usize>(t: &Tile<O>) {
         }
         // One address for every four rows: the others follow from it by one or three strides, so that all of them have
         // registers.
-        let mut x = [t.x; 3];
+        let mut x = [t.x; MAX_ROWS / ROWS_PER_POINTER];
         for (i, x) in x.iter_mut().enumerate() {
             *x = t.x.add(i * ROWS_PER_POINTER * t.x_stride);
         }

@@ -6,7 +6,7 @@
 
 use super::operands::Operands;
 use super::simd::Simd;
-use super::tile::ROWS_PER_POINTER;
+use super::tile::{MAX_ROWS, ROWS_PER_POINTER};
 
 /// k's of a part.
 pub(crate) const DEPTH: usize = 256;
@@ -132,7 +132,7 @@ unsafe fn tile<S: Simd, const R: usize>(t: &WideTile) {
                 }
             }
         }
-        let mut x = [t.x; 3];
+        let mut x = [t.x; MAX_ROWS / ROWS_PER_POINTER];
         for (i, x) in x.iter_mut().enumerate() {
             *x = t.x.wrapping_add(i * ROWS_PER_POINTER * t.x_stride);
         }
@@ -172,7 +172,7 @@ unsafe fn tile<S: Simd, const R: usize>(t: &WideTile) {
 unsafe fn step<S: Simd, const R: usize>(
     acc: &mut [[S::F; 2]; R],
     w: *const f32,
-    x: [*const f32; 3],
+    x: [*const f32; MAX_ROWS / ROWS_PER_POINTER],
     x_stride: usize,
 ) {
     // SAFETY: the caller's promise.

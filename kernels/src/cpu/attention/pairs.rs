@@ -2,7 +2,7 @@
 
 use crate::cpu::operands::Operands;
 use crate::cpu::simd::Simd;
-use crate::cpu::tile::{Ahead, MAX_VECTORS, Tile, vectors_at_once};
+use crate::cpu::tile::{Ahead, MAX_ROWS, MAX_VECTORS, Tile, vectors_at_once};
 
 /// A product of a task's pairs of row and head.
 pub(super) struct Pairs<O: Operands> {
@@ -24,7 +24,7 @@ impl<O: Operands> Pairs<O> {
     /// The instructions of `O` are there; the pointers hold what is read and written.
     #[inline(always)]
     pub(super) unsafe fn run(&self, rows: usize, vectors: usize, w: impl Fn(usize) -> *const O::W) {
-        let tiles = rows.div_ceil(O::S::TILE);
+        let tiles = rows.div_ceil(O::S::TILE.min(MAX_ROWS));
         let most = rows.div_ceil(tiles);
         let mut vector = 0;
         while vector < vectors {
