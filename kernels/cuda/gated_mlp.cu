@@ -8,7 +8,7 @@ struct GatedArgs {
     u32 y_stride;
     u32 out_stride;
     u32 ffn;
-    u32 tiles;  // for `gated_mlp_lora`: as many as there may be
+    u32 rows;
     const u16* delta;  // like y, or null
 };
 
@@ -63,10 +63,14 @@ KERNEL(256, 1) gated_mlp(const GatedArgs args) {
     }
 }
 
-// A warp makes its columns of a tile; `b` holds the first ranks of both parts. Most adapters have no further ranks.
-DEVICE void gated_tile(const GatedArgs& args, const TilePart& tile, const LoraPart& up_part, const FragmentsB (&b)[2],
-                       u32 column) {
-    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, i = column + q * 8;
+// For many rows. Grid: columns / 128, tiles. A warp has 32 columns.
+KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
+    const Tile tile = args.lora.tiles[blockIdx.y];
+    const LoraSite* site = site_of(args.lora, tile);
+    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
+    const u32 i = column + q * 8;
+    if (column >= args.ffn) return;
     const bool inside = i < args.ffn;
     Raw raw[2];
 #pragma unroll
@@ -74,20 +78,25 @@ DEVICE void gated_tile(const GatedArgs& args, const TilePart& tile, const LoraPa
         u32 r = g + 8 * half;
         raw[half].load(args, args.y, tile.first_row + r, i, inside && r < tile.rows);
     }
+    LoraPart parts[2] = {};
+    if (site) parts[0] = site->parts[0], parts[1] = site->parts[1];
+    // Most adapters have no further ranks.
+    FragmentsB b[2];
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) b[p].load(parts[p], 0, first_column(column), args.ffn);
     for (u32 from = 0; from < tile.rows; from += 16) {
         const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
         float delta[2][4][4] = {};
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
-            const LoraPart& part = p == 0 ? tile.part : up_part;
-            if (!part.rank) continue;
+            if (!parts[p].rank) continue;
             FragmentH h;
-            h.load(args.lora, part, 0, row, rows);
+            h.load(args.lora, parts[p], 0, row, rows);
             multiply(h, b[p], delta[p]);
-            for (u32 k = 16; k < part.rank; k += 16) {
+            for (u32 k = 16; k < parts[p].rank; k += 16) {
                 FragmentsB more;
-                more.load(part, k, first_column(column), args.ffn);
-                h.load(args.lora, part, k, row, rows);
+                more.load(site->parts[p], k, first_column(column), args.ffn);
+                h.load(args.lora, parts[p], k, row, rows);
                 multiply(h, more, delta[p]);
             }
         }
@@ -97,8 +106,8 @@ DEVICE void gated_tile(const GatedArgs& args, const TilePart& tile, const LoraPa
             float gate[8], up[8];
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
-                gate[k] = delta[0][k / 2][2 * half + k % 2] * tile.part.scale;
-                up[k] = delta[1][k / 2][2 * half + k % 2] * up_part.scale;
+                gate[k] = delta[0][k / 2][2 * half + k % 2];
+                up[k] = delta[1][k / 2][2 * half + k % 2];
             }
             const Raw own = raw[half];
             // The next rows come while these are finished.
@@ -108,30 +117,102 @@ DEVICE void gated_tile(const GatedArgs& args, const TilePart& tile, const LoraPa
     }
 }
 
-// The same with LoRA of its own. Grid: columns / 128, tiles or fewer. A warp has 32 columns and goes from tile to tile; B of
-// the next is under way while it works on one.
-KERNEL(128, 3) gated_mlp_lora(const GatedArgs args) {
-    __shared__ TilePart listed[2][LISTED_TILES];
-    let_dependents_start();
-    const u32 column = blockIdx.x * 128 + threadIdx.x / 32 * 32;
-    for (u32 t = blockIdx.y; t < args.tiles; t += LISTED_TILES * gridDim.y) {
-        const u32 place = threadIdx.x % LISTED_TILES, index = threadIdx.x / LISTED_TILES;
-        __syncthreads();
-        listed[index][place].find(args.lora, args.tiles, t + place * gridDim.y, index);
-        __syncthreads();
-        if (column >= args.ffn) continue;
-        FragmentsB b[2];
+#define GROUP_ROWS 8
+
+// Sixteen ranks (or the last eight, then zeros) of B for the lane's eight columns: of a warp's 64 those from 8 g on.
+struct EightColumns {
+    uint2 b[8];
+
+    DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
+        const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) b[p].load(listed[p][0].part, 0, first_column(column), args.ffn);
-        // B lay there before; y and h come from the kernel before.
-        wait_for_primary();
-        for (u32 i = 0; i < LISTED_TILES && listed[0][i].rows; i++) {
-            FragmentsB next[2];
-#pragma unroll
-            for (u32 p = 0; p < 2; p++)
-                next[p].load(listed[p][min(i + 1, LISTED_TILES - 1u)].part, 0, first_column(column), args.ffn);
-            gated_tile(args, listed[0][i], listed[1][i].part, b, column);
-            b[0] = next[0], b[1] = next[1];
+        for (u32 i = 0; i < 8; i++) {
+            const u16* row = part.b + (u64)(first + i) * stride + k;
+            b[i] = make_uint2(0, 0);
+            if (first + i >= width || k >= stride) continue;
+            if (k + 8 < stride)
+                b[i] = __ldg((const uint2*)(row + q * 4));
+            else
+                b[i].x = __ldg((const u32*)(row + q * 2));
         }
+    }
+
+    // delta += B hᵀ: delta[j][2 i + r] is for column 2 j + i of the lane's and row 2 q + r.
+    DEVICE void multiply(uint2 h, float (&delta)[4][4]) const {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) mma16(delta[j], b[2 * j].x, b[2 * j + 1].x, b[2 * j].y, b[2 * j + 1].y, h.x, h.y);
+    }
+};
+
+// The same ranks of h for the lane's row g.
+DEVICE uint2 load_h(const Lora& lora, const LoraPart& part, u32 k, u32 row, bool there) {
+    const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+    const u16* h = lora.h + (u64)row * lora.lane_stride + part.lane + k;
+    if (!there || k >= stride) return make_uint2(0, 0);
+    if (k + 8 < stride) return *(const uint2*)(h + q * 4);
+    return make_uint2(*(const u32*)(h + q * 2), 0);
+}
+
+// What the adapter of a row has, as the row's lane knows it.
+DEVICE LoraPart from_lane(const LoraPart& part, u32 lane) {
+    LoraPart found;
+    found.b = (const u16*)__shfl_sync(FULL_WARP, (u64)part.b, lane);
+    found.rank = __shfl_sync(FULL_WARP, part.rank, lane);
+    found.lane = __shfl_sync(FULL_WARP, part.lane, lane);
+    found.scale = __shfl_sync(FULL_WARP, part.scale, lane);
+    return found;
+}
+
+// With LoRA where A lies below W. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight of them in two rows, and
+// the adapters of the rows are taken one after the other.
+KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
+    let_dependents_start();
+    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 column = blockIdx.x * 256 + threadIdx.x / 32 * 64, i = column + g * 8;
+    if (column >= args.ffn) return;
+    const u32 row = blockIdx.y * GROUP_ROWS, rows = min(args.rows - row, (u32)GROUP_ROWS);
+    LoraPart own[2] = {};
+    if (lane < rows)
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+    u32 waiting = __ballot_sync(FULL_WARP, own[0].rank + own[1].rank > 0);
+    EightColumns b[2];
+    u32 leader = waiting ? __ffs(waiting) - 1 : 0;
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
+    Raw raw[2];
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) raw[r].load(args, args.y, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+    float delta[2][4][4] = {};
+    while (waiting) {
+        LoraPart parts[2];
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) parts[p] = from_lane(own[p], leader);
+        const u32 served = __ballot_sync(FULL_WARP, own[0].b == parts[0].b && own[1].b == parts[1].b) & waiting;
+        const bool there = served >> g & 1;
+        waiting &= ~served;
+        leader = waiting ? __ffs(waiting) - 1 : leader;
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            for (u32 k = 0; k < parts[p].rank; k += 16) {
+                if (k > 0) b[p].load(parts[p], k, i, args.ffn);
+                b[p].multiply(load_h(args.lora, parts[p], k, row + g, there), delta[p]);
+            }
+            // The next adapter's is under way while this one's other part is multiplied.
+            if (waiting) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        const float scales[2] = {__shfl_sync(FULL_WARP, own[0].scale, 2 * q + r), __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r)};
+        float gate[8], up[8];
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) {
+            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * scales[0];
+            up[k] = delta[1][k / 2][2 * (k % 2) + r] * scales[1];
+        }
+        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up);
     }
 }

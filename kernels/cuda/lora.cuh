@@ -3,7 +3,7 @@
 // A step's rows are cut into tiles of up to 16 (or 64) neighbouring rows with the same adapter, or with none. An adapter is
 // one block of device memory whose table of sites holds plain addresses, so a captured graph serves any adapters.
 //
-// h comes from a shrink of its own, or from the product itself, where A lies below W (`stack.cu`).
+// h comes from a shrink of its own, or from the product itself, where A lies below W (`stack.cu`). Then each row is a tile.
 #pragma once
 
 #define LORA_LANES 16
@@ -34,7 +34,7 @@ struct Lora {
     const Tile* tiles;  // those past the last have no rows
     u16* h;             // x Aᵀ, scaled if a shrink made it: [rows, lane_stride]
     u32 lane_stride;
-    u32 site;  // layer * 4 + site
+    u32 site;        // layer * 4 + site
     u32 slot_lanes;  // of a slot below W; 0: a shrink made h
     u32 unused;
 };
@@ -46,13 +46,12 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
     return site->lanes ? site : 0;
 }
 
-// A part with its lanes among all of h and the scale that h lacks; of rank 0 where nothing is added.
-DEVICE LoraPart part_of(const Lora& lora, const Tile& tile, u32 index) {
-    const LoraSite* site = site_of(lora, tile);
-    if (!site) return LoraPart{0, 0, 0, 0.0f, 0};
-    LoraPart part = site->parts[index];
+// What a row's adapter has for a part, with its lanes among all of h, where A lies below W; of rank 0 where it has nothing.
+DEVICE LoraPart part_of_row(const Lora& lora, u32 row, u32 index) {
+    const Tile tile = lora.tiles[row];
+    if (!tile.sites) return LoraPart{0, 0, 0, 0.0f, 0};
+    LoraPart part = tile.sites[lora.site].parts[index];
     part.lane += tile.slot * lora.slot_lanes;
-    if (!lora.slot_lanes) part.scale = 1.0f;
     return part;
 }
 
@@ -110,20 +109,3 @@ DEVICE u32 first_column(u32 column) {
     const u32 g = threadIdx.x % 32 / 4;
     return column + (g / 2) * 8 + (g & 1);
 }
-
-#define LISTED_TILES 64
-
-// A tile's rows, and what its adapter has for a part. A block that goes from tile to tile finds many at once: one load waits
-// for another.
-struct TilePart {
-    LoraPart part;
-    u32 first_row;
-    u32 rows;  // 0: there is no such tile
-
-    DEVICE void find(const Lora& lora, u32 tiles, u32 t, u32 index) {
-        Tile tile = {0, 0, 0, 0};
-        if (t < tiles) tile = lora.tiles[t];
-        part = part_of(lora, tile, index);
-        first_row = tile.first_row, rows = tile.rows;
-    }
-};

@@ -23,11 +23,9 @@ struct QkvArgs {
     u32 block_size;
     float eps;
     u32 rows;
-    u32 tiles;  // for `qkv_lora`: as many as there may be
-    Lora lora;
+    u32 unused;
+    Lora lora;  // for `qkv_stacked`
 };
-
-#define MOST_HEAD 256
 
 // Which head of which part a block or warp makes.
 struct Head {
@@ -49,112 +47,164 @@ struct Head {
     }
 };
 
-// A warp finishes a row of a head, whose element i is `at(i)`.
-template <typename At>
-DEVICE void finish_row(const QkvArgs& args, const Head& head, u32 row, u32 position, u32 slot, At at) {
-    const u32 lane = threadIdx.x % 32, half = args.d / 2;
-    u16* out = head.place(args, row, slot);
-    const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
-    float factor = 1.0f;
-    if (norm) {
-        float sum = 0.0f;
-        for (u32 i = lane; i < args.d; i += 32) sum += at(i) * at(i);
-        factor = 1.0f / sqrtf(warp_sum(sum) / (float)args.d + args.eps);
+#define MOST_PAIRS 4  // of a lane, in heads of up to 256
+
+// A lane's elements of a head's row: `lane + 32 i`, and those half a head behind them, with which they are turned.
+struct Pairs {
+    float low[MOST_PAIRS];
+    float high[MOST_PAIRS];
+
+    DEVICE void load(const QkvArgs& args, u32 row) {
+        const u32 half = args.d / 2, first = blockIdx.x * args.d + threadIdx.x % 32;
+        const u16* y = args.y + (u64)row * args.y_stride + first;
+#pragma unroll
+        for (u32 i = 0; i < MOST_PAIRS; i++) {
+            low[i] = high[i] = 0.0f;
+            if (threadIdx.x % 32 + 32 * i >= half) continue;
+            low[i] = to_f32(y[32 * i]), high[i] = to_f32(y[32 * i + half]);
+            if (args.bias) low[i] += args.bias[first + 32 * i], high[i] += args.bias[first + 32 * i + half];
+            if (args.delta) {
+                const u16* delta = args.delta + (u64)row * args.y_stride + first;
+                low[i] += to_f32(delta[32 * i]), high[i] += to_f32(delta[32 * i + half]);
+            }
+        }
     }
-    if (!out) return;
-    const float* angles = args.rope + (u64)position * args.d;
-    for (u32 i = lane; i < half; i += 32) {
-        float a = at(i), b = at(i + half), c = 1.0f, s = 0.0f;
-        if (head.part != 2) c = angles[i], s = angles[i + half];
-        if (norm) a *= factor * norm[i], b *= factor * norm[i + half];
-        out[i] = to_bf16(a * c - b * s);
-        out[i + half] = to_bf16(b * c + a * s);
+
+    // Normed, turned, and stored.
+    DEVICE void finish(const QkvArgs& args, const Head& head, u32 row) const {
+        const u32 lane = threadIdx.x % 32, half = args.d / 2;
+        const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
+        const float* angles = args.rope + (u64)args.positions[row] * args.d;
+        u16* out = head.place(args, row, args.slots[row]);
+        float factor = 1.0f;
+        if (norm) {
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < MOST_PAIRS; i++) sum += low[i] * low[i] + high[i] * high[i];
+            factor = 1.0f / sqrtf(warp_sum(sum) / (float)args.d + args.eps);
+        }
+        if (!out) return;
+#pragma unroll
+        for (u32 i = 0; i < MOST_PAIRS; i++) {
+            const u32 at = lane + 32 * i;
+            if (at >= half) continue;
+            float a = low[i], b = high[i], c = 1.0f, s = 0.0f;
+            if (head.part != 2) c = angles[at], s = angles[at + half];
+            if (norm) a *= factor * norm[at], b *= factor * norm[at + half];
+            out[at] = to_bf16(a * c - b * s);
+            out[at + half] = to_bf16(b * c + a * s);
+        }
+        // Attention reads whole groups of eight.
+        if (head.part != 0 && args.d + lane < args.d_padded) out[args.d + lane] = 0;
     }
-    // Attention reads whole groups of eight.
-    if (head.part != 0 && args.d + lane < args.d_padded) out[args.d + lane] = 0;
-}
+};
 
 // Grid: heads + 2 kv heads, rows / 4. A warp makes a row of a head.
 KERNEL(128, 1) qkv(const QkvArgs args) {
     let_dependents_start();
-    wait_for_primary();
-    const u32 row = blockIdx.y * 4 + threadIdx.x / 32, first = blockIdx.x * args.d;
+    const u32 row = blockIdx.y * 4 + threadIdx.x / 32;
     if (row >= args.rows) return;
-    const u16* y = args.y + (u64)row * args.y_stride + first;
-    const u16* delta = args.delta ? args.delta + (u64)row * args.y_stride + first : 0;
-    const float* bias = args.bias ? args.bias + first : 0;
-    const Head head(args, blockIdx.x);
-    finish_row(args, head, row, args.positions[row], args.slots[row], [=](u32 i) {
-        return to_f32(y[i]) + (bias ? bias[i] : 0.0f) + (delta ? to_f32(delta[i]) : 0.0f);
-    });
+    wait_for_primary();
+    Pairs pairs;
+    pairs.load(args, row);
+    pairs.finish(args, Head(args, blockIdx.x), row);
 }
 
-// A block makes up to sixteen rows of a head; `near` holds the first ranks of B for a warp's first columns.
-DEVICE void qkv_rows(const QkvArgs& args, const Head& head, const TilePart& tile, u32 from, const FragmentsB& near,
-                     float (&values)[16][MOST_HEAD + 4]) {
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 first = blockIdx.x * args.d, own = head.own * args.d, eights = (args.d + 7) / 8;
-    const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
-    const LoraPart& part = tile.part;
-    for (u32 i = threadIdx.x; i < rows * eights; i += 128) {
-        const u32 r = i / eights, c = i % eights * 8;
-        float v[8];
-        load8(args.y + (u64)(row + r) * args.y_stride + first + c, (int)(args.d - c), v);
-#pragma unroll
-        for (u32 k = 0; k < 8; k++) {
-            if (args.bias && c + k < args.d) v[k] += args.bias[first + c + k];
-            values[r][c + k] = v[k];
-        }
-    }
-    __syncthreads();
-    for (u32 c = warp * 32; part.rank && c < args.d; c += 128) {
-        float delta[4][4] = {};
-        for (u32 k = 0; k < part.rank; k += 16) {
-            FragmentH h;
-            h.load(args.lora, part, k, row, rows);
-            FragmentsB b = near;
-            if (k > 0 || c >= 128) b.load(part, k, first_column(own + c), own + args.d);
-            multiply(h, b, delta);
-        }
-#pragma unroll
-        for (u32 i = 0; i < 16; i++) {
-            const u32 r = g + 8 * (i / 8), at = c + 8 * q + i % 8;
-            if (r < rows && at < args.d) values[r][at] += delta[i % 8 / 2][2 * (i / 8) + i % 2] * part.scale;
-        }
-    }
-    __syncthreads();
-    for (u32 r = warp; r < rows; r += 4) {
-        const float* of_row = values[r];
-        finish_row(args, head, row + r, args.positions[row + r], args.slots[row + r],
-                   [=](u32 i) { return of_row[i]; });
-    }
-    // Nobody still reads what the next rows replace.
-    __syncthreads();
-}
+// Sixteen ranks of h, or the last eight and zeros, and of B for one column.
+struct Ranks {
+    uint4 first;
+    uint4 last;
 
-// The same with LoRA of its own. Grid: heads + 2 kv heads, tiles or fewer. A block goes from tile to tile, sixteen rows at a
-// time, so that a load of B serves them all; B of the next tile is under way while it works on one.
-KERNEL(128, 5) qkv_lora(const QkvArgs args) {
-    __shared__ TilePart listed[LISTED_TILES];
-    __shared__ float values[16][MOST_HEAD + 4];
+    DEVICE void load(const u16* from, u32 left) {
+        first = last = make_uint4(0, 0, 0, 0);
+        if (left > 0) first = *(const uint4*)from;
+        if (left > 8) last = *(const uint4*)(from + 8);
+    }
+
+    DEVICE void widen(float (&v)[16]) const {
+        float low[8], high[8];
+        widen8(first, low);
+        widen8(last, high);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) v[i] = low[i], v[8 + i] = high[i];
+    }
+
+    DEVICE float dot(const float (&h)[16]) const {
+        float b[16], sum = 0.0f;
+        widen(b);
+#pragma unroll
+        for (u32 i = 0; i < 16; i++) sum += b[i] * h[i];
+        return sum;
+    }
+};
+
+// B of a part for two of a lane's pairs.
+struct PairsB {
+    Ranks low[2];
+    Ranks high[2];
+
+    // `pair`: the first; `first`: the head's first column.
+    DEVICE void load(const LoraPart& part, u32 k, u32 pair, u32 first, u32 half) {
+        const u32 stride = (part.rank + 7) & ~7u;
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const u32 at = threadIdx.x % 32 + 32 * (pair + i), left = at < half && k < stride ? stride - k : 0;
+            const u16* b = part.b + (u64)(first + at) * stride + k;
+            low[i].load(b, left);
+            high[i].load(b + (u64)half * stride, left);
+        }
+    }
+};
+
+// With LoRA where A lies below W. The rows of a warp that share an adapter share what it reads of B.
+template <u32 ROWS>
+DEVICE void qkv_with_lora(const QkvArgs& args) {
     let_dependents_start();
+    const u32 row = (blockIdx.y * 4 + threadIdx.x / 32) * ROWS, rows = min(args.rows - row, ROWS);
+    if (row >= args.rows) return;
     const Head head(args, blockIdx.x);
-    const u32 warp = threadIdx.x / 32;
-    const u32 own = head.own * args.d, end = own + args.d;
-    for (u32 t = blockIdx.y; t < args.tiles; t += LISTED_TILES * gridDim.y) {
-        __syncthreads();
-        if (threadIdx.x < LISTED_TILES)
-            listed[threadIdx.x].find(args.lora, args.tiles, t + threadIdx.x * gridDim.y, head.part);
-        __syncthreads();
-        FragmentsB b;
-        b.load(listed[0].part, 0, first_column(own + warp * 32), end);
-        // B lay there before; y and h come from the kernel before.
-        wait_for_primary();
-        for (u32 i = 0; i < LISTED_TILES && listed[i].rows; i++) {
-            FragmentsB next;
-            next.load(listed[min(i + 1, LISTED_TILES - 1u)].part, 0, first_column(own + warp * 32), end);
-            for (u32 from = 0; from < listed[i].rows; from += 16) qkv_rows(args, head, listed[i], from, b, values);
-            b = next;
+    const u32 half = args.d / 2, first = head.own * args.d;
+    LoraPart parts[ROWS];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(args.lora, row + min(r, rows - 1), head.part);
+    PairsB b;
+    b.load(parts[0], 0, 0, first, half);
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
+    Pairs pairs[ROWS];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) pairs[r].load(args, row + min(r, rows - 1));
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        const LoraPart& part = parts[r];
+        if (r > 0 && part.b == parts[r - 1].b) continue;
+        for (u32 k = 0; k < part.rank; k += 16) {
+#pragma unroll
+            for (u32 pair = 0; pair < MOST_PAIRS; pair += 2) {
+                if (32 * pair >= half) continue;
+                if (r + k + pair > 0) b.load(part, k, pair, first, half);
+#pragma unroll
+                for (u32 other = r; other < ROWS; other++) {
+                    if (parts[other].b != part.b) break;
+                    const u16* at = args.lora.h + (u64)(row + min(other, rows - 1)) * args.lora.lane_stride;
+                    Ranks raw;
+                    raw.load(at + part.lane + k, ((part.rank + 7) & ~7u) - k);
+                    float h[16];
+                    raw.widen(h);
+#pragma unroll
+                    for (u32 i = 0; i < 2; i++) {
+                        pairs[other].low[pair + i] += part.scale * b.low[i].dot(h);
+                        pairs[other].high[pair + i] += part.scale * b.high[i].dot(h);
+                    }
+                }
+            }
         }
     }
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++)
+        if (r < rows) pairs[r].finish(args, head, row + r);
 }
+
+// Grid: heads + 2 kv heads, rows / 4, or rows / 8.
+KERNEL(128, 6) qkv_stacked1(const QkvArgs args) { qkv_with_lora<1>(args); }
+KERNEL(128, 3) qkv_stacked2(const QkvArgs args) { qkv_with_lora<2>(args); }

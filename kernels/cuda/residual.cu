@@ -63,8 +63,8 @@ KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false>(args); }
 
 KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true>(args); }
 
-// The same with LoRA of its own: a cluster makes eight rows of a tile, so that a load of B serves them all.
-struct ResidualLoraArgs {
+// The same with LoRA where A lies below W: rows of a block that share an adapter share what it reads of B.
+struct ResidualStackedArgs {
     Lora lora;
     const u16* y;  // [rows, y_stride]
     const float* bias;
@@ -75,155 +75,149 @@ struct ResidualLoraArgs {
     u32 stride;
     u32 width;
     float eps;
-    u32 columns;  // of a block, a multiple of 64
-    u32 groups;   // of eight rows in a tile
+    u32 rows;
+    u32 unused;
 };
 
-#define GROUP_ROWS 8
+#define WARP_COLUMNS 128
+#define LOADS 4  // of B, at once
 
-// Sixteen ranks (or the last eight, then zeros) of B for the lane's eight columns: of a warp's 64 those from 8 g on.
-struct EightColumns {
-    uint2 b[8];
-
-    DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
-        const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+DEVICE float dot8(uint4 b, const float (&h)[8]) {
+    float v[8], sum = 0.0f;
+    widen8(b, v);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const u16* row = part.b + (u64)(first + i) * stride + k;
-            b[i] = make_uint2(0, 0);
-            if (first + i >= width || k >= stride) continue;
-            if (k + 8 < stride)
-                b[i] = __ldg((const uint2*)(row + q * 4));
-            else
-                b[i].x = __ldg((const u32*)(row + q * 2));
+    for (u32 i = 0; i < 8; i++) sum += v[i] * h[i];
+    return sum;
+}
+
+// B of one part for a warp's columns: two neighbouring lanes have the two halves of sixteen ranks of a column, so that a load
+// takes whole lines. Load `j` is for column 16 j + lane / 2.
+struct Columns {
+    const u16* from;
+    u32 stride;
+    u32 left;  // columns from the lane's first on
+
+    DEVICE Columns(const LoraPart& part, u32 first, u32 width) {
+        const u32 column = first + threadIdx.x % 32 / 2;
+        stride = (part.rank + 7) & ~7u;
+        from = part.b + (u64)column * stride;
+        left = column < width ? width - column : 0;
+    }
+
+    // Those of loads from `j` on, `k` being the lane's first rank.
+    DEVICE void load(uint4 (&b)[LOADS], u32 j, u32 k) const {
+#pragma unroll
+        for (u32 i = 0; i < LOADS; i++) {
+            b[i] = make_uint4(0, 0, 0, 0);
+            if (16 * (j + i) < left && k < stride) b[i] = __ldg((const uint4*)(from + (u64)(16 * (j + i)) * stride + k));
         }
     }
 };
 
-// The same ranks of h for the lane's row g.
-DEVICE uint2 load_h(const Lora& lora, const LoraPart& part, u32 k, u32 row, bool there) {
-    const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
-    const u16* h = lora.h + (u64)row * lora.lane_stride + part.lane + k;
-    if (!there || k >= stride) return make_uint2(0, 0);
-    if (k + 8 < stride) return *(const uint2*)(h + q * 4);
-    return make_uint2(*(const u32*)(h + q * 2), 0);
+// Adds up halves of ranks, and gives each lane four neighbouring columns.
+DEVICE float4 own_columns(const float (&sums)[8], float* turned) {
+    const u32 lane = threadIdx.x % 32, odd = lane % 2;
+    float own[4];
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+        const float other = __shfl_xor_sync(FULL_WARP, odd ? sums[j] : sums[j + 4], 1);
+        own[j] = (odd ? sums[j + 4] : sums[j]) + other;
+    }
+    __syncwarp();
+    // Odd lanes go another way round, so that all go to banks of their own.
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) turned[16 * ((odd ? j ^ 1 : j) + 4 * odd) + lane / 2] = odd ? own[j ^ 1] : own[j];
+    __syncwarp();
+    return *(const float4*)(turned + 4 * lane);
 }
 
-// Eight columns of a row.
-DEVICE void load8_f32(const float* p, float (&v)[8]) {
-    const float4 low = *(const float4*)p, high = *(const float4*)(p + 4);
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-}
-
-DEVICE void store8_f32(float* p, const float (&v)[8]) {
-    *(float4*)p = make_float4(v[0], v[1], v[2], v[3]);
-    *(float4*)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
-}
-
-// Grid: the blocks of a cluster, which share a row's columns, then tiles * groups. A lane makes rows 2q and 2q + 1 of eight
-// columns, a warp 64 columns at a time.
-KERNEL(256, 2) residual_norm_lora(const ResidualLoraArgs args) {
-    __shared__ float squares[8][GROUP_ROWS];
-    __shared__ float own[GROUP_ROWS];
-    __shared__ float totals[GROUP_ROWS];
+template <u32 ROWS>
+DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
+    __shared__ float sums[32];
+    __shared__ __align__(16) float turned[32][WARP_COLUMNS];
     let_dependents_start();
     const Lora& lora = args.lora;
-    const Tile tile = lora.tiles[blockIdx.y / args.groups];
-    const u32 from = blockIdx.y % args.groups * GROUP_ROWS;
-    // So do the others of the cluster.
-    if (from >= tile.rows) return;
-    const u32 row = tile.first_row + from, rows = min(tile.rows - from, (u32)GROUP_ROWS);
-    const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 start = blockIdx.x * args.columns, end = min(start + args.columns, args.stride);
-    const bool one_turn = args.columns <= warps * 64;
-    const LoraPart part = part_of(lora, tile, 0);
-    float x[2][8], sums[2] = {};
+    const u32 row = blockIdx.x * ROWS, rows = min(args.rows - row, ROWS);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = blockDim.x * 4, half = lane % 2 * 8;
+    LoraPart parts[ROWS];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(lora, row + min(r, rows - 1), 0);
+    float total[ROWS] = {};
+    float4 kept[ROWS];
     bool waited = false;
-    for (u32 first = start + warp * 64; first < end; first += warps * 64) {
-        const u32 c = first + g * 8;
-        const bool inside = c < end;
-        EightColumns b;
-        b.load(part, 0, c, inside ? args.width : 0);
+    for (u32 first = warp * WARP_COLUMNS; first < args.stride; first += step) {
+        const u32 i = first + lane * 4;
+        uint2 y[ROWS];
+        float delta[ROWS][8];
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            kept[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), y[r] = make_uint2(0, 0);
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) delta[r][j] = 0.0f;
+        }
+        uint4 b[LOADS];
+        Columns(parts[0], first, args.width).load(b, 0, half);
         // B lay there before; y and h come from the kernel before.
         if (!waited) wait_for_primary();
         waited = true;
-        uint4 y[2];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const bool there = inside && 2 * q + r < rows;
-            const u64 at = (u64)(row + 2 * q + r);
-            y[r] = make_uint4(0, 0, 0, 0);
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) x[r][i] = 0.0f;
-            if (!there) continue;
-            y[r] = *(const uint4*)(args.y + at * args.y_stride + c);
-            load8_f32(args.residual + at * args.stride + c, x[r]);
-        }
-        float delta[4][4] = {};
-        for (u32 k = 0; k < part.rank; k += 16) {
-            if (k > 0) b.load(part, k, c, inside ? args.width : 0);
-            const uint2 h = load_h(lora, part, k, row + g, g < rows);
-#pragma unroll
-            for (u32 j = 0; j < 4; j++)
-                mma16(delta[j], b.b[2 * j].x, b.b[2 * j + 1].x, b.b[2 * j].y, b.b[2 * j + 1].y, h.x, h.y);
+        for (u32 r = 0; r < ROWS; r++) {
+            if (i >= args.stride || r >= rows) continue;
+            y[r] = *(const uint2*)(args.y + (u64)(row + r) * args.y_stride + i);
+            kept[r] = *(const float4*)(args.residual + (u64)(row + r) * args.stride + i);
         }
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            float v[8];
-            widen8(y[r], v);
-            if (args.bias && inside) {
-                float bias[8];
-                load8_f32(args.bias + c, bias);
+        for (u32 r = 0; r < ROWS; r++) {
+            const LoraPart& part = parts[r];
+            if (r > 0 && part.b == parts[r - 1].b) continue;
+            const Columns columns(part, first, args.width);
+            for (u32 k = 0; k < columns.stride; k += 16) {
+                float h[ROWS][8];
 #pragma unroll
-                for (u32 i = 0; i < 8; i++) v[i] += bias[i];
+                for (u32 other = r; other < ROWS; other++) {
+                    const u16* at = lora.h + (u64)(row + min(other, rows - 1)) * lora.lane_stride + part.lane;
+                    uint4 raw = make_uint4(0, 0, 0, 0);
+                    if (parts[other].b == part.b && k + half < columns.stride) raw = *(const uint4*)(at + k + half);
+                    widen8(raw, h[other]);
+                }
+#pragma unroll
+                for (u32 j = 0; j < 8; j += LOADS) {
+                    if (r + k + j > 0) columns.load(b, j, k + half);
+#pragma unroll
+                    for (u32 n = 0; n < LOADS; n++)
+#pragma unroll
+                        for (u32 other = r; other < ROWS; other++) delta[other][j + n] += dot8(b[n], h[other]);
+                }
             }
+        }
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                x[r][i] += v[i] + delta[i / 2][2 * (i % 2) + r] * part.scale;
-                sums[r] += x[r][i] * x[r][i];
-            }
-            if (inside && 2 * q + r < rows) store8_f32(args.residual + (u64)(row + 2 * q + r) * args.stride + c, x[r]);
+        for (u32 r = 0; r < ROWS; r++) {
+            const float4 own = own_columns(delta[r], turned[warp]);
+            if (i >= args.stride || r >= rows) continue;
+            float4& x = kept[r];
+            add4(x, widen4(y[r]));
+            if (args.bias) add4(x, *(const float4*)(args.bias + i));
+            const float scale = parts[r].scale;
+            add4(x, make_float4(own.x * scale, own.y * scale, own.z * scale, own.w * scale));
+            *(float4*)(args.residual + (u64)(row + r) * args.stride + i) = x;
+            total[r] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         }
     }
 #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-#pragma unroll
-        for (u32 offset = 4; offset < 32; offset *= 2) sums[r] += __shfl_xor_sync(FULL_WARP, sums[r], offset);
-        if (g == 0) squares[warp][2 * q + r] = sums[r];
-    }
-    __syncthreads();
-    if (threadIdx.x < GROUP_ROWS) {
-        float sum = 0.0f;
-        for (u32 w = 0; w < warps; w++) sum += squares[w][threadIdx.x];
-        own[threadIdx.x] = sum;
-    }
-    sync_cluster();
-    if (threadIdx.x < GROUP_ROWS) {
-        float sum = 0.0f;
-        for (u32 peer = 0; peer < gridDim.x; peer++) sum += *of_peer(&own[threadIdx.x], peer);
-        totals[threadIdx.x] = sum;
-    }
-    __syncthreads();
-    for (u32 first = start + warp * 64; first < end; first += warps * 64) {
-        const u32 c = first + g * 8;
-        if (c >= end) continue;
-        float weight[8];
-        load8_f32(args.weight + c, weight);
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            if (2 * q + r >= rows) continue;
-            const u64 at = (u64)(row + 2 * q + r) * args.stride + c;
-            const float factor = 1.0f / sqrtf(totals[2 * q + r] / (float)args.width + args.eps);
-            // What the lane has stored itself.
-            if (!one_turn) load8_f32(args.residual + at, x[r]);
-            float v[8];
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) v[i] = x[r][i] * (factor * weight[i]);
-            store8(args.normed + at, 8, v);
+    for (u32 r = 0; r < ROWS; r++) {
+        const float factor = 1.0f / sqrtf(block_sum(total[r], sums) / (float)args.width + args.eps);
+        if (r >= rows) continue;
+        for (u32 i = threadIdx.x * 4; i < args.stride; i += step) {
+            const u64 at = (u64)(row + r) * args.stride + i;
+            // What the thread has stored itself, where a row takes more than one turn.
+            const float4 x = step < args.stride ? *(const float4*)(args.residual + at) : kept[r];
+            const float4 w = *(const float4*)(args.weight + i);
+            *(uint2*)(args.normed + at) = make_uint2(pack_bf16(x.x * (factor * w.x), x.y * (factor * w.y)),
+                                                     pack_bf16(x.z * (factor * w.z), x.w * (factor * w.w)));
         }
     }
-    // Nobody leaves while another reads its sums.
-    sync_cluster();
 }
+
+// Grid: rows, or rows / 2.
+KERNEL(1024, 1) residual_norm_stacked1(const ResidualStackedArgs args) { norm_rows_with_lora<1>(args); }
+KERNEL(512, 1) residual_norm_stacked2(const ResidualStackedArgs args) { norm_rows_with_lora<2>(args); }

@@ -13,7 +13,8 @@ use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXE
 
 use super::error::Context as _;
 use super::gpu::Gpu;
-use super::step::{Counts, SMALL_TILE, StepState};
+use super::stack::SLOT_RANKS;
+use super::step::{Counts, StepState};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
@@ -23,38 +24,33 @@ pub(super) struct Form {
     rows: usize,
     /// For each site the lanes that launches make room for; 0 leaves LoRA out.
     lanes: [usize; Site::ALL.len()],
-    /// Tiles that launches make room for.
-    tiles: usize,
     /// Slots below the weights that products give.
     stacked: usize,
 }
 
 impl Form {
     /// The form of a step that is padded to `rows` rows. Lanes are rounded up, so that ranks that are about the same
-    /// share a graph, and so are tiles.
+    /// share a graph.
     pub(super) fn of(step: &StepState, rows: usize) -> Self {
         let mut lanes = step.lanes;
         for (lanes, site) in lanes.iter_mut().zip(Site::ALL) {
             let parts = site.parts().len();
             if *lanes > 0 {
-                *lanes = lanes.div_ceil(parts).next_power_of_two().max(16) * parts;
+                // Products give all lanes of a slot, whatever the ranks.
+                let ranks = if step.stacked > 0 { SLOT_RANKS } else { lanes.div_ceil(parts) };
+                *lanes = ranks.next_power_of_two().max(16) * parts;
             }
         }
-        let count = step.tile_count();
-        let whole = rows.div_ceil(SMALL_TILE);
-        // The kernels that come with adapters below the weights have blocks for each tile. Of every adapter, and of the rows
-        // without any, the last tile may not be full.
-        let few = [whole + 1, whole + step.stacked + 1].into_iter().find(|&most| count <= most);
-        let tiles = few.filter(|_| step.stacked > 0).unwrap_or(rows).min(rows);
-        Self { rows, lanes, tiles, stacked: step.stacked }
+        Self { rows, lanes, stacked: step.stacked }
     }
 
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
+    /// Tiles that launches make room for: each row may have an adapter of its own.
     pub(super) fn tiles(&self) -> usize {
-        self.tiles
+        self.rows
     }
 
     pub(super) fn lanes(&self) -> [usize; Site::ALL.len()] {

@@ -54,10 +54,10 @@ pub(super) struct Residual {
     pub(super) unused: u32,
 }
 
-/// `ResidualLoraArgs`.
+/// `ResidualStackedArgs`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct ResidualLora {
+pub(super) struct ResidualStacked {
     pub(super) lora: Lora,
     pub(super) y: u64,
     pub(super) bias: u64,
@@ -68,8 +68,8 @@ pub(super) struct ResidualLora {
     pub(super) stride: u32,
     pub(super) width: u32,
     pub(super) eps: f32,
-    pub(super) columns: u32,
-    pub(super) groups: u32,
+    pub(super) rows: u32,
+    pub(super) unused: u32,
 }
 
 /// `QkvArgs`.
@@ -96,7 +96,7 @@ pub(super) struct Qkv {
     pub(super) block_size: u32,
     pub(super) eps: f32,
     pub(super) rows: u32,
-    pub(super) tiles: u32,
+    pub(super) unused: u32,
     pub(super) lora: Lora,
 }
 
@@ -111,7 +111,7 @@ pub(super) struct Gated {
     pub(super) y_stride: u32,
     pub(super) out_stride: u32,
     pub(super) ffn: u32,
-    pub(super) tiles: u32,
+    pub(super) rows: u32,
     pub(super) delta: u64,
 }
 
@@ -278,7 +278,7 @@ macro_rules! kernel_args {
 kernel_args! {
     Embed: 48,
     Residual: 64,
-    ResidualLora: 96,
+    ResidualStacked: 96,
     Qkv: 160,
     Gated: 80,
     Stack: 24,

@@ -3,8 +3,8 @@
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
-use super::kernel_args::{Embed, Gated, Qkv, Residual, ResidualLora};
-use super::lora::{Place, Queued};
+use super::kernel_args::{Embed, Gated, Qkv, Residual, ResidualStacked};
+use super::lora::{Pending, Place, Queued};
 use super::memory::padded;
 use super::weights::{Buffer, Linear, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
@@ -12,11 +12,13 @@ use crate::backend::BufferKind::{Operand, Residual as ResidualKind};
 use crate::error::{KernelError, Result};
 use crate::weights::Site;
 
-/// Columns of a block of `gated_mlp_lora`.
+/// Columns of a block of `gated_mlp_expand`.
 const EXPAND_COLUMNS: usize = 128;
-/// Blocks of `gated_mlp_lora` and `qkv_lora` on a multiprocessor.
-const GATED_BLOCKS: usize = 3;
-const QKV_BLOCKS: usize = 5;
+/// Columns and rows of a block of `gated_mlp_stacked`.
+const STACKED_COLUMNS: usize = 256;
+const STACKED_ROWS: usize = 8;
+/// Most threads of `residual_norm_stacked1`; of `residual_norm_stacked2` half as many.
+const NORM_THREADS: usize = 1024;
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
 /// Most columns of a norm: what 1024 threads keep in registers.
@@ -25,11 +27,6 @@ const NORM_COLUMNS: usize = 16 * 1024;
 const MANY_ROWS: usize = 512;
 /// Rows of a block of `qkv`.
 const QKV_ROWS: usize = 4;
-/// Rows of a cluster of `residual_norm_lora`, its blocks, the columns of a warp's turn, and the most threads of a block.
-const GROUP_ROWS: usize = 8;
-const NORM_BLOCKS: usize = 8;
-const WARP_COLUMNS: usize = 64;
-const NORM_THREADS: usize = 256;
 
 impl CudaBackend {
     pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
@@ -132,15 +129,18 @@ impl CudaBackend {
             block_size: op.kv.shape.block_size as u32,
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
             rows: rows as u32,
-            tiles: queued.tiles as u32,
+            unused: 0,
             lora: queued.lora,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let (kernel, blocks) = match queued.tiles {
-            0 => (&self.kernels.qkv, rows.div_ceil(QKV_ROWS)),
-            tiles => (&self.kernels.qkv_lora, self.turns(tiles, heads, QKV_BLOCKS)),
+        let (kernel, block) = match queued.lora_is {
+            Pending::Stacked => {
+                let shared = self.rows_that_share();
+                (&self.kernels.qkv_stacked[shared - 1], QKV_ROWS * shared)
+            }
+            _ => (&self.kernels.qkv, QKV_ROWS),
         };
-        let shape = self.chained([heads, blocks, 1], 128);
+        let shape = self.chained([heads, rows.div_ceil(block), 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
@@ -154,22 +154,18 @@ impl CudaBackend {
         args.y = queued.y;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
-        if queued.tiles > 0 {
-            return self.residual_lora(&args, &queued);
+        if queued.lora_is == Pending::Stacked {
+            return self.residual_stacked(&args, &queued);
         }
         let shape = self.norm_shape(op.residual)?;
         // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
         unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
     }
 
-    /// As `residual_norm`, with LoRA of its own: a cluster makes eight rows.
-    fn residual_lora(&self, args: &Residual, queued: &Queued) -> Result<()> {
-        let stride = args.stride as usize;
-        let blocks = if self.gpu.probe.capability.0 < 9 { 1 } else { NORM_BLOCKS };
-        let columns = stride.div_ceil(blocks).next_multiple_of(WARP_COLUMNS);
-        let threads = (columns / WARP_COLUMNS * 32).min(NORM_THREADS);
-        let groups = self.step.tile_rows() / GROUP_ROWS;
-        let args = ResidualLora {
+    /// As `residual_norm`, with LoRA.
+    fn residual_stacked(&self, args: &Residual, queued: &Queued) -> Result<()> {
+        let (rows, shared) = (self.step.counts.rows, self.rows_that_share());
+        let stacked = ResidualStacked {
             lora: queued.lora,
             y: args.y,
             bias: args.bias,
@@ -180,14 +176,20 @@ impl CudaBackend {
             stride: args.stride,
             width: args.width,
             eps: args.eps,
-            columns: columns as u32,
-            groups: groups as u32,
+            rows: rows as u32,
+            unused: 0,
         };
-        let grid = [blocks, queued.tiles * groups, 1];
-        let shape = Shape { cluster: [blocks, 1, 1], ..self.chained(grid, threads) };
-        let kernel = &self.kernels.residual_norm_lora;
-        // SAFETY: `residual_args` has checked the shapes; y and h are what was queued; tiles lie in the step's block.
-        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
+        let most = NORM_THREADS / shared;
+        let threads = (args.stride as usize).div_ceil(4).next_multiple_of(32).min(most);
+        let shape = self.chained([rows.div_ceil(shared), 1, 1], threads);
+        let kernel = &self.kernels.residual_norm_stacked[shared - 1];
+        // SAFETY: `residual_args` has checked the shapes; y and h are what was queued, tiles one a row.
+        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &stacked) }
+    }
+
+    /// How many rows share what is read of B: one where each can have a multiprocessor.
+    fn rows_that_share(&self) -> usize {
+        if self.step.counts.rows > self.gpu.probe.multiprocessors { 2 } else { 1 }
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
@@ -204,26 +206,25 @@ impl CudaBackend {
             y_stride: queued.y_stride as u32,
             out_stride: op.out.stride as u32,
             ffn: ffn as u32,
-            tiles: queued.tiles as u32,
+            rows: rows as u32,
             delta: queued.delta,
         };
-        let (kernel, grid, threads) = match queued.tiles {
-            0 => (&self.kernels.gated_mlp, [ffn.div_ceil(GATED_COLUMNS), rows, 1], 256),
-            tiles => {
-                let columns = ffn.div_ceil(EXPAND_COLUMNS);
-                let turns = self.turns(tiles, columns, GATED_BLOCKS);
-                (&self.kernels.gated_mlp_lora, [columns, turns, 1], 128)
+        let (kernel, shape) = match queued.lora_is {
+            Pending::Stacked => {
+                let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
+                (&self.kernels.gated_mlp_stacked, self.chained(grid, 128))
+            }
+            Pending::Tiles => {
+                let grid = [ffn.div_ceil(EXPAND_COLUMNS), self.step.counts.tiles, 1];
+                (&self.kernels.gated_mlp_expand, Shape::new(grid, 128))
+            }
+            Pending::No => {
+                let grid = [ffn.div_ceil(GATED_COLUMNS), rows, 1];
+                (&self.kernels.gated_mlp, self.chained(grid, 256))
             }
         };
-        let shape = self.chained(grid, threads);
         // SAFETY: shapes are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
-    }
-
-    /// How many blocks share the tiles where there are so many beside each other, `each` of which fit on a multiprocessor: all
-    /// run at once, since those of a second wave would take as long as all others together.
-    fn turns(&self, tiles: usize, beside: usize, each: usize) -> usize {
-        tiles.min((each * self.gpu.probe.multiprocessors / beside.max(1)).max(1))
     }
 
     /// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as

@@ -49,9 +49,18 @@ pub(super) struct Queued {
     pub(super) y_stride: usize,
     /// What LoRA adds, laid out like y; 0 where it adds nothing or the consumer works it out.
     pub(super) delta: u64,
-    /// Tiles of the step if the consumer is to work it out, else 0; and how.
-    pub(super) tiles: usize,
+    pub(super) lora_is: Pending,
     pub(super) lora: Lora,
+}
+
+/// What the consumer of a product is to do about LoRA itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pending {
+    No,
+    /// Multiply what the shrink found with B, tile by tile.
+    Tiles,
+    /// Multiply h beside y with B, row by row.
+    Stacked,
 }
 
 impl CudaBackend {
@@ -91,8 +100,7 @@ impl CudaBackend {
                 slot_lanes: weight.slot_lanes as u32,
                 ..lora
             };
-            let tiles = self.step.counts.tiles;
-            return Ok(Queued { y, y_stride: all, lora, tiles, delta: 0 });
+            return Ok(Queued { y, y_stride: all, lora, lora_is: Pending::Stacked, delta: 0 });
         }
         if self.has_few(rows) {
             let mut product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
@@ -102,16 +110,16 @@ impl CudaBackend {
             }
             // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
             unsafe { self.few_rows(product, operands)? };
-            return Ok(Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 });
+            return Ok(Queued { y, y_stride: outputs, lora, lora_is: Pending::No, delta: 0 });
         }
         // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
         let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
-        let mut queued = Queued { y, y_stride: outputs, lora, tiles: 0, delta: 0 };
+        let mut queued = Queued { y, y_stride: outputs, lora, lora_is: Pending::No, delta: 0 };
         if lanes > 0 {
             self.gpu.fork()?;
             self.shrink(lora, (x, inputs), lanes)?;
             if fused {
-                queued.tiles = self.step.counts.tiles;
+                queued.lora_is = Pending::Tiles;
             } else {
                 let most = if place.site == Site::GateUp { most.min(MOST_SMALL) } else { most };
                 if self.work.deltas.reserve(&self.gpu, most * outputs * 2, "LoRA's deltas")? {

@@ -12,6 +12,7 @@ use super::gpu::Shape;
 use super::kernel_args::Stack as StackArgs;
 use super::lora::Place;
 use super::memory::{Block, Workspace, padded};
+use super::step::MOST_SMALL;
 use super::weights::Linear;
 use crate::error::Result;
 
@@ -77,7 +78,9 @@ impl CudaBackend {
         self.step.stacked = 0;
         let Some(first) = self.step.lora.first() else { return Ok(()) };
         let sites = first.adapter.sites().len();
-        if !stack.is_complete(sites) || !self.step.has_lora() {
+        // Where rows are many, a load of B should serve more of them.
+        let many = self.step.rows > MOST_SMALL;
+        if many || !stack.is_complete(sites) || !self.step.has_lora() {
             return Ok(());
         }
         stack.wanted.clear();

@@ -190,16 +190,11 @@ impl StepState {
 
     /// Rows of a LoRA tile.
     pub(super) fn tile_rows(&self) -> usize {
-        if self.counts.rows <= MOST_SMALL { SMALL_TILE } else { LARGE_TILE }
-    }
-
-    /// How many tiles a step of few rows has.
-    pub(super) fn tile_count(&self) -> usize {
-        let mut count = 0;
-        if self.has_lora() {
-            each_tile(&self.lora, self.rows, SMALL_TILE, |_| count += 1);
+        match self.counts.rows {
+            _ if self.stacked > 0 => 1,
+            rows if rows <= MOST_SMALL => SMALL_TILE,
+            _ => LARGE_TILE,
         }
-        count
     }
 
     /// Lays everything out for `rows` rows; `split` is how many items attention had better have. `room` is for how many tiles,
