@@ -26,9 +26,18 @@ struct Raw {
         up = load8_raw(y + args.ffn, valid);
     }
 
+    // The same where the widths are multiples of eight.
+    DEVICE void load_whole(const GatedArgs& args, u32 row, u32 i, bool there) {
+        gate = up = make_uint4(0, 0, 0, 0);
+        if (!there) return;
+        const u16* y = args.y + (u64)row * args.y_stride + i;
+        gate = *(const uint4*)y, up = *(const uint4*)(y + args.ffn);
+    }
+
     // `gate_delta` and `up_delta` hold what LoRA adds.
-    DEVICE void finish(const GatedArgs& args, u32 row, u32 i, float (&gate_delta)[8], float (&up_delta)[8]) const {
-        int valid = (int)(args.ffn - i);
+    DEVICE void finish(const GatedArgs& args, u32 row, u32 i, float (&gate_delta)[8], float (&up_delta)[8],
+                       bool whole = false) const {
+        int valid = whole ? 8 : (int)(args.ffn - i);
         float a[8], b[8];
         widen8(gate, a);
         widen8(up, b);
@@ -125,15 +134,13 @@ struct EightColumns {
 
     DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
         const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+        const bool there = first < width && k < stride, whole = k + 8 < stride;
+        const u16* at = part.b + (u64)first * stride + k + q * (whole ? 4 : 2);
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
-            const u16* row = part.b + (u64)(first + i) * stride + k;
             b[i] = make_uint2(0, 0);
-            if (first + i >= width || k >= stride) continue;
-            if (k + 8 < stride)
-                b[i] = __ldg((const uint2*)(row + q * 4));
-            else
-                b[i].x = __ldg((const u32*)(row + q * 2));
+            if (there && whole) b[i] = __ldg((const uint2*)(at + i * stride));
+            if (there && !whole) b[i].x = __ldg((const u32*)(at + i * stride));
         }
     }
 
@@ -153,66 +160,93 @@ DEVICE uint2 load_h(const Lora& lora, const LoraPart& part, u32 k, u32 row, bool
     return make_uint2(*(const u32*)(h + q * 2), 0);
 }
 
+DEVICE const u16* from_lane(const u16* p, u32 lane) { return (const u16*)__shfl_sync(FULL_WARP, (u64)p, lane); }
+
 // What the adapter of a row has, as the row's lane knows it.
 DEVICE LoraPart from_lane(const LoraPart& part, u32 lane) {
     LoraPart found;
-    found.b = (const u16*)__shfl_sync(FULL_WARP, (u64)part.b, lane);
+    found.b = from_lane(part.b, lane);
     found.rank = __shfl_sync(FULL_WARP, part.rank, lane);
     found.lane = __shfl_sync(FULL_WARP, part.lane, lane);
     found.scale = __shfl_sync(FULL_WARP, part.scale, lane);
     return found;
 }
 
-// With LoRA where A lies below W. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight of them in two rows, and
-// the adapters of the rows are taken one after the other.
+// Has B of all adapters but the leader's brought near: 64 columns of each.
+DEVICE void fetch_others(const LoraPart& own, u32 leader, u32 rows, u32 column, u32 width) {
+    const u16* first = from_lane(own.b, leader);
+    for (u32 r = 0; r < rows; r++) {
+        const LoraPart part = from_lane(own, r);
+        const u32 stride = (part.rank + 7) & ~7u, columns = min(width - column, 64u);
+        if (part.b == first) continue;
+        for (u32 at = threadIdx.x % 32 * 64; at < columns * stride; at += 32 * 64)
+            prefetch_l2(part.b + (u64)column * stride + at);
+    }
+}
+
+// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, eights of rows or fewer. A warp has 64 columns, a lane eight of them in
+// two rows of an eight; adapters are taken one after the other, and B stays where the next rows have the same.
 KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     let_dependents_start();
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 column = blockIdx.x * 256 + threadIdx.x / 32 * 64, i = column + g * 8;
     if (column >= args.ffn) return;
-    const u32 row = blockIdx.y * GROUP_ROWS, rows = min(args.rows - row, (u32)GROUP_ROWS);
-    LoraPart own[2] = {};
-    if (lane < rows)
-#pragma unroll
-        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
-    u32 waiting = __ballot_sync(FULL_WARP, own[0].rank + own[1].rank > 0);
     EightColumns b[2];
-    u32 leader = waiting ? __ffs(waiting) - 1 : 0;
+    // Whose it is.
+    const u16* held = 0;
+    for (u32 row = blockIdx.y * GROUP_ROWS; row < args.rows; row += gridDim.y * GROUP_ROWS) {
+        const u32 rows = min(args.rows - row, (u32)GROUP_ROWS);
+        LoraPart own[2] = {};
+        if (lane < rows)
 #pragma unroll
-    for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
-    // B lay there before; y and h come from the kernel before.
-    wait_for_primary();
-    Raw raw[2];
+            for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+        // Tells adapters apart.
+        const u16* key = own[0].b ? own[0].b : own[1].b;
+        u32 waiting = __ballot_sync(FULL_WARP, key != 0);
+        u32 leader = waiting ? __ffs(waiting) - 1 : 0;
+        if (waiting && held != from_lane(key, leader)) {
+            held = from_lane(key, leader);
 #pragma unroll
-    for (u32 r = 0; r < 2; r++) raw[r].load(args, args.y, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
-    float delta[2][4][4] = {};
-    while (waiting) {
-        LoraPart parts[2];
+            for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
+        }
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) parts[p] = from_lane(own[p], leader);
-        const u32 served = __ballot_sync(FULL_WARP, own[0].b == parts[0].b && own[1].b == parts[1].b) & waiting;
-        const bool there = served >> g & 1;
-        waiting &= ~served;
-        leader = waiting ? __ffs(waiting) - 1 : leader;
+        for (u32 p = 0; p < 2; p++) fetch_others(own[p], leader, rows, column, args.ffn);
+        // B lay there before; y and h come from the kernel before.
+        wait_for_primary();
+        Raw raw[2];
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) {
-            for (u32 k = 0; k < parts[p].rank; k += 16) {
-                if (k > 0) b[p].load(parts[p], k, i, args.ffn);
-                b[p].multiply(load_h(args.lora, parts[p], k, row + g, there), delta[p]);
+        for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+        float delta[2][4][4] = {};
+        while (waiting) {
+            LoraPart parts[2];
+#pragma unroll
+            for (u32 p = 0; p < 2; p++) parts[p] = from_lane(own[p], leader);
+            const u32 served = __ballot_sync(FULL_WARP, key == from_lane(key, leader)) & waiting;
+            const bool there = served >> g & 1;
+            waiting &= ~served;
+            leader = waiting ? __ffs(waiting) - 1 : leader;
+#pragma unroll
+            for (u32 p = 0; p < 2; p++) {
+                for (u32 k = 0; k < parts[p].rank; k += 16) {
+                    if (k > 0) b[p].load(parts[p], k, i, args.ffn), held = 0;
+                    b[p].multiply(load_h(args.lora, parts[p], k, row + g, there), delta[p]);
+                }
+                // The next adapter's is under way while this one's other part is multiplied.
+                if (waiting) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
             }
-            // The next adapter's is under way while this one's other part is multiplied.
-            if (waiting) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
+            if (waiting) held = from_lane(key, leader);
         }
-    }
 #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const float scales[2] = {__shfl_sync(FULL_WARP, own[0].scale, 2 * q + r), __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r)};
-        float gate[8], up[8];
+        for (u32 r = 0; r < 2; r++) {
+            const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+            const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
+            float gate[8], up[8];
 #pragma unroll
-        for (u32 k = 0; k < 8; k++) {
-            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * scales[0];
-            up[k] = delta[1][k / 2][2 * (k % 2) + r] * scales[1];
+            for (u32 k = 0; k < 8; k++) {
+                gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
+                up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
+            }
+            if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
         }
-        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up);
     }
 }

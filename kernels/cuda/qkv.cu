@@ -138,16 +138,17 @@ struct Ranks {
     }
 };
 
-// B of a part for two of a lane's pairs.
+// B of a part for some of a lane's pairs.
+template <u32 PAIRS>
 struct PairsB {
-    Ranks low[2];
-    Ranks high[2];
+    Ranks low[PAIRS];
+    Ranks high[PAIRS];
 
     // `pair`: the first; `first`: the head's first column.
     DEVICE void load(const LoraPart& part, u32 k, u32 pair, u32 first, u32 half) {
         const u32 stride = (part.rank + 7) & ~7u;
 #pragma unroll
-        for (u32 i = 0; i < 2; i++) {
+        for (u32 i = 0; i < PAIRS; i++) {
             const u32 at = threadIdx.x % 32 + 32 * (pair + i), left = at < half && k < stride ? stride - k : 0;
             const u16* b = part.b + (u64)(first + at) * stride + k;
             low[i].load(b, left);
@@ -167,7 +168,8 @@ DEVICE void qkv_with_lora(const QkvArgs& args) {
     LoraPart parts[ROWS];
 #pragma unroll
     for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(args.lora, row + min(r, rows - 1), head.part);
-    PairsB b;
+    constexpr u32 PAIRS = ROWS > 1 ? 1 : 2;
+    PairsB<PAIRS> b;
     b.load(parts[0], 0, 0, first, half);
     // B lay there before; y and h come from the kernel before.
     wait_for_primary();
@@ -180,7 +182,7 @@ DEVICE void qkv_with_lora(const QkvArgs& args) {
         if (r > 0 && part.b == parts[r - 1].b) continue;
         for (u32 k = 0; k < part.rank; k += 16) {
 #pragma unroll
-            for (u32 pair = 0; pair < MOST_PAIRS; pair += 2) {
+            for (u32 pair = 0; pair < MOST_PAIRS; pair += PAIRS) {
                 if (32 * pair >= half) continue;
                 if (r + k + pair > 0) b.load(part, k, pair, first, half);
 #pragma unroll
@@ -192,7 +194,7 @@ DEVICE void qkv_with_lora(const QkvArgs& args) {
                     float h[16];
                     raw.widen(h);
 #pragma unroll
-                    for (u32 i = 0; i < 2; i++) {
+                    for (u32 i = 0; i < PAIRS; i++) {
                         pairs[other].low[pair + i] += part.scale * b.low[i].dot(h);
                         pairs[other].high[pair + i] += part.scale * b.high[i].dot(h);
                     }
@@ -205,6 +207,7 @@ DEVICE void qkv_with_lora(const QkvArgs& args) {
         if (r < rows) pairs[r].finish(args, head, row + r);
 }
 
-// Grid: heads + 2 kv heads, rows / 4, or rows / 8.
+// Grid: heads + 2 kv heads, rows / 4, 8 or 16.
 KERNEL(128, 6) qkv_stacked1(const QkvArgs args) { qkv_with_lora<1>(args); }
-KERNEL(128, 3) qkv_stacked2(const QkvArgs args) { qkv_with_lora<2>(args); }
+KERNEL(128, 4) qkv_stacked2(const QkvArgs args) { qkv_with_lora<2>(args); }
+KERNEL(128, 4) qkv_stacked4(const QkvArgs args) { qkv_with_lora<4>(args); }

@@ -76,9 +76,10 @@ struct ResidualStackedArgs {
     u32 width;
     float eps;
     u32 rows;
-    u32 unused;
+    u32 columns;  // of a block, a multiple of 128
 };
 
+#define MOST_SHARES 8
 #define WARP_COLUMNS 128
 #define LOADS 4  // of B, at once
 
@@ -134,10 +135,13 @@ DEVICE float4 own_columns(const float (&sums)[8], float* turned) {
 template <u32 ROWS>
 DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
     __shared__ float sums[32];
+    __shared__ float of_peers[MOST_SHARES][ROWS];
     __shared__ __align__(16) float turned[32][WARP_COLUMNS];
     let_dependents_start();
     const Lora& lora = args.lora;
-    const u32 row = blockIdx.x * ROWS, rows = min(args.rows - row, ROWS);
+    const u32 row = blockIdx.y * ROWS, rows = min(args.rows - row, ROWS), shares = gridDim.x;
+    const u32 start = blockIdx.x * args.columns, end = min(start + args.columns, args.stride);
+    if (shares > 1) say_begun();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = blockDim.x * 4, half = lane % 2 * 8;
     LoraPart parts[ROWS];
 #pragma unroll
@@ -145,7 +149,7 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
     float total[ROWS] = {};
     float4 kept[ROWS];
     bool waited = false;
-    for (u32 first = warp * WARP_COLUMNS; first < args.stride; first += step) {
+    for (u32 first = start + warp * WARP_COLUMNS; first < end; first += step) {
         const u32 i = first + lane * 4;
         uint2 y[ROWS];
         float delta[ROWS][8];
@@ -162,7 +166,7 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
         waited = true;
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
-            if (i >= args.stride || r >= rows) continue;
+            if (i >= end || r >= rows) continue;
             y[r] = *(const uint2*)(args.y + (u64)(row + r) * args.y_stride + i);
             kept[r] = *(const float4*)(args.residual + (u64)(row + r) * args.stride + i);
         }
@@ -193,7 +197,7 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const float4 own = own_columns(delta[r], turned[warp]);
-            if (i >= args.stride || r >= rows) continue;
+            if (i >= end || r >= rows) continue;
             float4& x = kept[r];
             add4(x, widen4(y[r]));
             if (args.bias) add4(x, *(const float4*)(args.bias + i));
@@ -204,13 +208,29 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
         }
     }
 #pragma unroll
+    for (u32 r = 0; r < ROWS; r++) total[r] = block_sum(total[r], sums);
+    if (shares > 1) {
+        wait_for_begun();
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++)
+            if (threadIdx.x < shares) store_to_peer(&of_peers[blockIdx.x][r], threadIdx.x, total[r]);
+        sync_cluster();
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            total[r] = 0.0f;
+#pragma unroll
+            for (u32 peer = 0; peer < MOST_SHARES; peer++)
+                if (peer < shares) total[r] += of_peers[peer][r];
+        }
+    }
+#pragma unroll
     for (u32 r = 0; r < ROWS; r++) {
-        const float factor = 1.0f / sqrtf(block_sum(total[r], sums) / (float)args.width + args.eps);
+        const float factor = 1.0f / sqrtf(total[r] / (float)args.width + args.eps);
         if (r >= rows) continue;
-        for (u32 i = threadIdx.x * 4; i < args.stride; i += step) {
+        for (u32 i = start + threadIdx.x * 4; i < end; i += step) {
             const u64 at = (u64)(row + r) * args.stride + i;
-            // What the thread has stored itself, where a row takes more than one turn.
-            const float4 x = step < args.stride ? *(const float4*)(args.residual + at) : kept[r];
+            // What the thread has stored itself, where its columns take more than one turn.
+            const float4 x = step < args.columns ? *(const float4*)(args.residual + at) : kept[r];
             const float4 w = *(const float4*)(args.weight + i);
             *(uint2*)(args.normed + at) = make_uint2(pack_bf16(x.x * (factor * w.x), x.y * (factor * w.y)),
                                                      pack_bf16(x.z * (factor * w.z), x.w * (factor * w.w)));
@@ -218,6 +238,6 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
     }
 }
 
-// Grid: rows, or rows / 2.
+// Grid: blocks that share a row's columns, a cluster; rows, or rows / 2.
 KERNEL(1024, 1) residual_norm_stacked1(const ResidualStackedArgs args) { norm_rows_with_lora<1>(args); }
 KERNEL(512, 1) residual_norm_stacked2(const ResidualStackedArgs args) { norm_rows_with_lora<2>(args); }

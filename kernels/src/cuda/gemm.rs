@@ -23,8 +23,8 @@ const MOST_TIMED_ROWS: usize = 512;
 /// How many are timed, and how often each.
 const CANDIDATES: usize = 8;
 const ROUNDS: usize = 3;
-/// Bytes written before each run, so that W comes from memory as it does in a step: more than a cache holds.
-const FLUSHED: usize = 128 << 20;
+/// Bytes of weights that are read in a round, so that they come from memory as they do in a step: more than a cache holds.
+const READ: usize = 128 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
 const MOST_PLANS: usize = 2048;
 
@@ -34,6 +34,8 @@ pub(super) struct Product {
     pub(super) rows: usize,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
+    /// Outputs of a product whose algorithms may do well here, too: the library knows less of odd numbers.
+    pub(super) alike: usize,
     /// y in f32 instead of bf16.
     pub(super) wide: bool,
 }
@@ -96,20 +98,30 @@ impl Gemm {
     unsafe fn choose(&self, product: Product, operands: Operands) -> Result<Plan> {
         let what = "choosing a matrix product";
         let mut plan = Plan::new(product).during(what)?;
-        let algorithms = plan.candidates(self.handle).during(what)?;
+        let mut algorithms = plan.candidates(self.handle).during(what)?;
         plan.algorithm = algorithms[0];
         let recorded = self.gpu.compute.capture_status().during(what)?
             != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         if product.rows > MOST_TIMED_ROWS || recorded {
             return Ok(plan);
         }
-        let Ok(flushed) = Block::new(&self.gpu, FLUSHED, "timing matrix products") else {
+        if product.alike != product.outputs {
+            let alike = Plan::new(Product { outputs: product.alike, ..product }).during(what)?;
+            algorithms.extend(alike.candidates(self.handle).during(what)?);
+        }
+        // Other weights of the same shape, whatever they are.
+        let bytes = product.outputs * product.inputs * 2;
+        let others = if bytes < READ { READ / bytes } else { 0 };
+        let Ok(memory) = Block::new(&self.gpu, others * bytes, "timing matrix products") else {
             return Ok(plan);
         };
+        let mut weights: Vec<_> =
+            (0..others).map(|other| memory.address() + (other * bytes) as u64).collect();
+        weights.push(operands.weight);
         let mut least = f32::INFINITY;
         for algorithm in algorithms {
             // SAFETY: the caller's promise.
-            let took = unsafe { self.time(&plan, &algorithm, operands, &flushed)? };
+            let took = unsafe { self.time(&plan, &algorithm, operands, &weights)? };
             if took < least {
                 (least, plan.algorithm) = (took, algorithm);
             }
@@ -117,7 +129,7 @@ impl Gemm {
         Ok(plan)
     }
 
-    /// Milliseconds that a product takes; infinite if the algorithm cannot run.
+    /// Milliseconds that products with all these weights take; infinite if the algorithm cannot run.
     ///
     /// # Safety
     ///
@@ -127,7 +139,7 @@ impl Gemm {
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         operands: Operands,
-        flushed: &Block,
+        weights: &[u64],
     ) -> Result<f32> {
         let what = "timing a matrix product";
         let stream = &self.gpu.compute;
@@ -136,11 +148,14 @@ impl Gemm {
         let (start, end) = (event()?, event()?);
         let mut least = f32::INFINITY;
         for _ in 0..ROUNDS {
-            flushed.fill(0)?;
             start.record(stream).during(what)?;
-            // SAFETY: the caller's promise.
-            if unsafe { self.queue(plan, algorithm, operands) }.is_err() {
-                return Ok(f32::INFINITY);
+            for &weight in weights {
+                // SAFETY: the caller's promise; the weights have one shape.
+                let queued =
+                    unsafe { self.queue(plan, algorithm, Operands { weight, ..operands }) };
+                if queued.is_err() {
+                    return Ok(f32::INFINITY);
+                }
             }
             end.record(stream).during(what)?;
             least = least.min(start.elapsed_ms(&end).during(what)?);

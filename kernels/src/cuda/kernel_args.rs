@@ -69,7 +69,7 @@ pub(super) struct ResidualStacked {
     pub(super) width: u32,
     pub(super) eps: f32,
     pub(super) rows: u32,
-    pub(super) unused: u32,
+    pub(super) columns: u32,
 }
 
 /// `QkvArgs`.

@@ -17,6 +17,13 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
+/// Blocks of `gated_mlp_stacked` on a multiprocessor.
+const STACKED_BLOCKS: usize = 4;
+/// Columns of a warp of `residual_norm_stacked`, and the most blocks that share a row.
+const WARP_COLUMNS: usize = 128;
+const MOST_SHARES: usize = 4;
+/// With more rows than these, two and four rows of `qkv_stacked` share what is read of B.
+const QKV_SHARED: [usize; 2] = [64, 128];
 /// Most threads of `residual_norm_stacked1`; of `residual_norm_stacked2` half as many.
 const NORM_THREADS: usize = 1024;
 /// Columns of a block of `gated_mlp`.
@@ -135,8 +142,8 @@ impl CudaBackend {
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
         let (kernel, block) = match queued.lora_is {
             Pending::Stacked => {
-                let shared = self.rows_that_share();
-                (&self.kernels.qkv_stacked[shared - 1], QKV_ROWS * shared)
+                let shared = QKV_SHARED.iter().filter(|&&most| rows > most).count();
+                (&self.kernels.qkv_stacked[shared], QKV_ROWS << shared)
             }
             _ => (&self.kernels.qkv, QKV_ROWS),
         };
@@ -162,9 +169,18 @@ impl CudaBackend {
         unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
     }
 
-    /// As `residual_norm`, with LoRA.
+    /// As `residual_norm`, with LoRA. Rows share what is read of B where there are more than multiprocessors; where there are
+    /// few, blocks share a row.
     fn residual_stacked(&self, args: &Residual, queued: &Queued) -> Result<()> {
-        let (rows, shared) = (self.step.counts.rows, self.rows_that_share());
+        let (rows, multiprocessors) = (self.step.counts.rows, self.gpu.probe.multiprocessors);
+        let shared = if rows > multiprocessors { 2 } else { 1 };
+        let shares = match multiprocessors / rows {
+            _ if self.gpu.probe.capability.0 < 9 => 1,
+            0 | 1 => 1,
+            2 | 3 => 2,
+            _ => MOST_SHARES,
+        };
+        let columns = (args.stride as usize).div_ceil(shares).next_multiple_of(WARP_COLUMNS);
         let stacked = ResidualStacked {
             lora: queued.lora,
             y: args.y,
@@ -177,19 +193,14 @@ impl CudaBackend {
             width: args.width,
             eps: args.eps,
             rows: rows as u32,
-            unused: 0,
+            columns: columns as u32,
         };
-        let most = NORM_THREADS / shared;
-        let threads = (args.stride as usize).div_ceil(4).next_multiple_of(32).min(most);
-        let shape = self.chained([rows.div_ceil(shared), 1, 1], threads);
+        let threads = (columns / 4).min(NORM_THREADS / shared);
+        let grid = [shares, rows.div_ceil(shared), 1];
+        let shape = Shape { cluster: [shares, 1, 1], ..self.chained(grid, threads) };
         let kernel = &self.kernels.residual_norm_stacked[shared - 1];
         // SAFETY: `residual_args` has checked the shapes; y and h are what was queued, tiles one a row.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &stacked) }
-    }
-
-    /// How many rows share what is read of B: one where each can have a multiprocessor.
-    fn rows_that_share(&self) -> usize {
-        if self.step.counts.rows > self.gpu.probe.multiprocessors { 2 } else { 1 }
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
@@ -211,7 +222,10 @@ impl CudaBackend {
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked => {
-                let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
+                // All blocks at once: those of a second wave would take as long as all others together.
+                let columns = ffn.div_ceil(STACKED_COLUMNS);
+                let turns = STACKED_BLOCKS * self.gpu.probe.multiprocessors / columns;
+                let grid = [columns, rows.div_ceil(STACKED_ROWS).min(turns.max(1)), 1];
                 (&self.kernels.gated_mlp_stacked, self.chained(grid, 128))
             }
             Pending::Tiles => {

@@ -93,7 +93,7 @@ impl CudaBackend {
         if lanes > 0 && stacked > 0 {
             let all = outputs + stacked;
             // SAFETY: as below; the weight has room for so many lanes behind its outputs, and y was reserved for them.
-            unsafe { self.plain_product((rows, inputs, all), operands)? };
+            unsafe { self.plain_product((rows, inputs, all), outputs, operands)? };
             let lora = Lora {
                 h: y + 2 * outputs as u64,
                 lane_stride: all as u32,
@@ -130,14 +130,14 @@ impl CudaBackend {
             }
         }
         // SAFETY: as above.
-        unsafe { self.plain_product((rows, inputs, outputs), operands)? };
+        unsafe { self.plain_product((rows, inputs, outputs), outputs, operands)? };
         if lanes > 0 {
             self.gpu.join()?;
         }
         Ok(queued)
     }
 
-    /// Queues a product without LoRA. All sizes are padded.
+    /// Queues a product without LoRA. All sizes are padded; `alike` as in [`Product`].
     ///
     /// # Safety
     ///
@@ -145,6 +145,7 @@ impl CudaBackend {
     unsafe fn plain_product(
         &mut self,
         (rows, inputs, outputs): (usize, usize, usize),
+        alike: usize,
         operands: Operands,
     ) -> Result<()> {
         if self.has_few(rows) {
@@ -154,7 +155,7 @@ impl CudaBackend {
             return unsafe { self.few_rows(product, operands) };
         }
         // SAFETY: as above.
-        unsafe { self.gemm.run(Product { rows, inputs, outputs, wide: false }, operands) }
+        unsafe { self.gemm.run(Product { rows, inputs, outputs, alike, wide: false }, operands) }
     }
 
     fn lora(&self, place: Place) -> Lora {
@@ -199,7 +200,7 @@ impl CudaBackend {
             unused: 0,
         };
         let stream = if few { &self.gpu.compute } else { &self.gpu.side };
-        let shape = Shape { cluster: [1, 1, splits], ..self.chained(grid, 256) };
+        let shape = Shape { cluster: [1, 1, splits], early: few, ..Shape::new(grid, 256) };
         // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
         // h has room for the step's rows (`reserve_lanes`); nothing else uses h between fork and join, or before the
         // product that follows.

@@ -39,16 +39,10 @@ impl Block {
         what: &'static str,
     ) -> Result<Self> {
         let block = Self::new(gpu, bytes, what)?;
-        block.fill(value)?;
+        // SAFETY: the block was made just above, with that many bytes.
+        unsafe { result::memset_d8_async(block.address, value, bytes, gpu.compute.cu_stream()) }
+            .during("filling memory")?;
         Ok(block)
-    }
-
-    /// Every byte becomes `value`, once the compute stream gets there.
-    pub(super) fn fill(&self, value: u8) -> Result<()> {
-        let stream = self.gpu.compute.cu_stream();
-        // SAFETY: the block has that many bytes.
-        unsafe { result::memset_d8_async(self.address, value, self.bytes, stream) }
-            .during("filling memory")
     }
 
     pub(super) fn address(&self) -> u64 {

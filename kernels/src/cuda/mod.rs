@@ -68,9 +68,10 @@ use graphs::{Graphs, Start};
 use kernels::Kernels;
 use memory::{Block, Workspace, padded};
 use sample::Sampler;
-use stack::{MOST_SLOTS, SLOT_RANKS, Stack};
+use stack::{MOST_SLOTS, Stack};
 use staging::{Letters, Staging};
 use step::StepState;
+use weights::slot_lanes;
 
 /// Most rows of a step: a grid's second dimension.
 const MOST_ROWS: usize = 65_535;
@@ -210,7 +211,7 @@ impl CudaBackend {
         seed: u64,
     ) -> Result<Linear> {
         let outputs: usize = parts.iter().sum();
-        let slot_lanes = if self.slots > 0 { SLOT_RANKS * parts.len() } else { 0 };
+        let slot_lanes = slot_lanes(parts.iter().copied(), self.slots);
         let stride = padded(inputs);
         let elements = (padded(outputs) + self.slots * slot_lanes) * stride;
         let weight = Block::new(&self.gpu, elements * 2, "weights")?;

@@ -63,10 +63,9 @@ impl CudaBackend {
         rows <= self.most_few()
     }
 
-    /// The shape of a kernel that waits by itself for the one before. It starts early where its neighbours are launched
-    /// one by one on the same stream.
+    /// The shape of a kernel that waits by itself for the one before, and so may start early.
     pub(super) fn chained(&self, grid: [usize; 3], threads: usize) -> Shape {
-        Shape { early: self.has_few(self.step.counts.rows), ..Shape::new(grid, threads) }
+        Shape { early: true, ..Shape::new(grid, threads) }
     }
 
     /// Queues a product of few rows behind what makes x, or behind the shrink.

@@ -239,7 +239,8 @@ impl CudaBackend {
             // SAFETY: the shapes are those of the head and of what was reserved.
             return unsafe { self.few_rows(product, operands) };
         }
-        let product = Product { rows: rows.len(), inputs: stride, outputs, wide: true };
+        let product =
+            Product { rows: rows.len(), inputs: stride, outputs, alike: outputs, wide: true };
         // SAFETY: as above.
         unsafe { self.gemm.run(product, operands) }
     }

@@ -42,7 +42,7 @@ impl Linear {
             check("columns of a stacked weight", inputs, part.cols)?;
         }
         check("bias", outputs, bias.map_or(outputs, <[f32]>::len))?;
-        let slot_lanes = if slots > 0 { SLOT_RANKS * parts.len() } else { 0 };
+        let slot_lanes = slot_lanes(parts.iter().map(|part| part.rows), slots);
         let (rows, stride) = (padded(outputs) + slots * slot_lanes, padded(inputs));
         let weight = Block::new(gpu, rows * stride * size_of::<bf16>(), "weights")?;
         let fill = |range: Range<usize>, out: &mut [u16]| {
@@ -60,6 +60,14 @@ impl Linear {
     pub(super) fn bias(&self) -> u64 {
         self.bias.as_ref().map_or(0, |bias| bias.block.address())
     }
+}
+
+/// Lanes that each of `slots` slots has below parts of these widths. Kernels that multiply what comes of them take eight
+/// columns at once: there are none where a part's are left over.
+pub(super) fn slot_lanes(widths: impl ExactSizeIterator<Item = usize>, slots: usize) -> usize {
+    let parts = widths.len();
+    let fits = widths.into_iter().all(|width| padded(width) == width);
+    if fits && slots > 0 { SLOT_RANKS * parts } else { 0 }
 }
 
 /// Row `row` of the stacked parts in bf16, zeros behind it and below the last part.
