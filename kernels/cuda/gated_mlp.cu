@@ -127,126 +127,147 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
 }
 
 #define GROUP_ROWS 8
-
-// Sixteen ranks (or the last eight, then zeros) of B for the lane's eight columns: of a warp's 64 those from 8 g on.
-struct EightColumns {
-    uint2 b[8];
-
-    DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
-        const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
-        const bool there = first < width && k < stride, whole = k + 8 < stride;
-        const u16* at = part.b + (u64)first * stride + k + q * (whole ? 4 : 2);
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            b[i] = make_uint2(0, 0);
-            if (there && whole) b[i] = __ldg((const uint2*)(at + i * stride));
-            if (there && !whole) b[i].x = __ldg((const u32*)(at + i * stride));
-        }
-    }
-
-    // delta += B hᵀ: delta[j][2 i + r] is for column 2 j + i of the lane's and row 2 q + r.
-    DEVICE void multiply(uint2 h, float (&delta)[4][4]) const {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) mma16(delta[j], b[2 * j].x, b[2 * j + 1].x, b[2 * j].y, b[2 * j + 1].y, h.x, h.y);
-    }
-};
-
-// The same ranks of h for the lane's row g.
-DEVICE uint2 load_h(const Lora& lora, const LoraPart& part, u32 k, u32 row, bool there) {
-    const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
-    const u16* h = lora.h + (u64)row * lora.lane_stride + part.lane + k;
-    if (!there || k >= stride) return make_uint2(0, 0);
-    if (k + 8 < stride) return *(const uint2*)(h + q * 4);
-    return make_uint2(*(const u32*)(h + q * 2), 0);
-}
-
-DEVICE const u16* from_lane(const u16* p, u32 lane) { return (const u16*)__shfl_sync(FULL_WARP, (u64)p, lane); }
+#define STAGES 3
 
 // What the adapter of a row has, as the row's lane knows it.
 DEVICE LoraPart from_lane(const LoraPart& part, u32 lane) {
     LoraPart found;
-    found.b = from_lane(part.b, lane);
+    found.b = (const u16*)__shfl_sync(FULL_WARP, (u64)part.b, lane);
     found.rank = __shfl_sync(FULL_WARP, part.rank, lane);
     found.lane = __shfl_sync(FULL_WARP, part.lane, lane);
     found.scale = __shfl_sync(FULL_WARP, part.scale, lane);
     return found;
 }
 
-// Has B of all adapters but the leader's brought near: 64 columns of each.
-DEVICE void fetch_others(const LoraPart& own, u32 leader, u32 rows, u32 column, u32 width) {
-    const u16* first = from_lane(own.b, leader);
-    for (u32 r = 0; r < rows; r++) {
-        const LoraPart part = from_lane(own, r);
-        const u32 stride = (part.rank + 7) & ~7u, columns = min(width - column, 64u);
-        if (part.b == first) continue;
-        for (u32 at = threadIdx.x % 32 * 64; at < columns * stride; at += 32 * 64)
-            prefetch_l2(part.b + (u64)column * stride + at);
+// The adapters of eight rows one after the other, sixteen ranks at a time: a lane knows its row's.
+struct Turn {
+    u32 waiting;  // rows whose adapter is to come
+    u32 leader;   // a row of the one whose turn it is
+    u32 k;
+
+    DEVICE void begin(const LoraPart (&own)[2]) {
+        waiting = __ballot_sync(FULL_WARP, own[0].rank + own[1].rank > 0);
+        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
     }
+
+    // Its rows.
+    DEVICE u32 served(const LoraPart (&own)[2]) const {
+        const u64 key = (u64)(own[0].b ? own[0].b : own[1].b);
+        return __ballot_sync(FULL_WARP, key == __shfl_sync(FULL_WARP, key, leader)) & waiting;
+    }
+
+    DEVICE void next(const LoraPart (&own)[2]) {
+        k += 16;
+        if (k < __shfl_sync(FULL_WARP, max(own[0].rank, own[1].rank), leader)) return;
+        waiting &= ~served(own);
+        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
+    }
+};
+
+// Sixteen ranks of B of both parts for a warp's 64 columns, in shared memory: of column c the eights 0 and 1 at
+// (c / 8) * 16 + ((c % 8 * 2 + eight) ^ (c / 8)), so that `ldmatrix` of every eighth column meets no bank twice.
+struct Stage {
+    uint4 b[2][128];
+
+    DEVICE static u32 place(u32 column, u32 eight) { return column / 8 * 16 + ((column % 8 * 2 + eight) ^ (column / 8)); }
+
+    DEVICE void fetch(const LoraPart (&own)[2], const Turn& turn, u32 column, u32 width) {
+        const u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            const LoraPart part = from_lane(own[p], turn.leader);
+            const u32 stride = (part.rank + 7) & ~7u, eight = lane % 2, k = turn.k + 8 * eight;
+            const u16* from = part.b + (u64)(column + lane / 2) * stride + k;
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                const u32 c = lane / 2 + 16 * j;
+                const bool valid = turn.waiting && k < stride && column + c < width;
+                copy_async(&b[p][place(c, eight)], valid ? from + 16 * j * stride : part.b, valid);
+            }
+        }
+    }
+
+    // delta += B hᵀ: delta[j][2 i + r] is for column 8 g + 2 j + i and row 2 q + r.
+    DEVICE void multiply(u32 p, const u32 (&h)[2], float (&delta)[4][4]) const {
+        const u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            u32 a[4];
+            ldmatrix(a, &b[p][place(lane % 8 * 8 + 2 * j + lane / 8 % 2, lane / 16)]);
+            mma16(delta[j], a[0], a[1], a[2], a[3], h[0], h[1]);
+        }
+    }
+};
+
+// Sixteen ranks of h for the lane's row g, whose own part is given.
+DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row, u32 k) {
+    const u32 stride = (part.rank + 7) & ~7u;
+    const u16* from = lora.h + (u64)row * lora.lane_stride + part.lane + k + threadIdx.x % 4 * 2;
+    h[0] = k < stride ? *(const u32*)from : 0;
+    h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;
 }
 
-// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, eights of rows or fewer. A warp has 64 columns, a lane eight of them in
-// two rows of an eight; adapters are taken one after the other, and B stays where the next rows have the same.
+// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight
+// of them in two rows; adapters are taken one after the other while B of the next is under way.
 KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
+    __shared__ Stage stages[4][STAGES];
     let_dependents_start();
-    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 column = blockIdx.x * 256 + threadIdx.x / 32 * 64, i = column + g * 8;
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 column = blockIdx.x * 256 + warp * 64, i = column + g * 8;
     if (column >= args.ffn) return;
-    EightColumns b[2];
-    // Whose it is.
-    const u16* held = 0;
-    for (u32 row = blockIdx.y * GROUP_ROWS; row < args.rows; row += gridDim.y * GROUP_ROWS) {
-        const u32 rows = min(args.rows - row, (u32)GROUP_ROWS);
-        LoraPart own[2] = {};
-        if (lane < rows)
+    const u32 row = blockIdx.y * GROUP_ROWS, rows = min(args.rows - row, (u32)GROUP_ROWS);
+    LoraPart own[2] = {};
+    if (lane < rows)
 #pragma unroll
-            for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
-        // Tells adapters apart.
-        const u16* key = own[0].b ? own[0].b : own[1].b;
-        u32 waiting = __ballot_sync(FULL_WARP, key != 0);
-        u32 leader = waiting ? __ffs(waiting) - 1 : 0;
-        if (waiting && held != from_lane(key, leader)) {
-            held = from_lane(key, leader);
+        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+    Turn turn, ahead;
+    turn.begin(own);
+    ahead = turn;
 #pragma unroll
-            for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
+    for (u32 s = 0; s < STAGES - 1; s++) {
+        if (ahead.waiting) stages[warp][s].fetch(own, ahead, column, args.ffn);
+        copy_commit();
+        if (ahead.waiting) ahead.next(own);
+    }
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
+    Raw raw[2];
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+    u32 first[2][2];
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
+    float delta[2][4][4] = {};
+    for (u32 stage = 0; turn.waiting; stage = (stage + 1) % STAGES) {
+        // Nobody still reads the stage that is filled next.
+        __syncwarp();
+        if (ahead.waiting) {
+            stages[warp][(stage + STAGES - 1) % STAGES].fetch(own, ahead, column, args.ffn);
+            ahead.next(own);
         }
+        copy_commit();
+        copy_wait<STAGES - 1>();
+        __syncwarp();
+        const bool there = turn.served(own) >> g & 1;
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) fetch_others(own[p], leader, rows, column, args.ffn);
-        // B lay there before; y and h come from the kernel before.
-        wait_for_primary();
-        Raw raw[2];
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
-        float delta[2][4][4] = {};
-        while (waiting) {
-            LoraPart parts[2];
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) parts[p] = from_lane(own[p], leader);
-            const u32 served = __ballot_sync(FULL_WARP, key == from_lane(key, leader)) & waiting;
-            const bool there = served >> g & 1;
-            waiting &= ~served;
-            leader = waiting ? __ffs(waiting) - 1 : leader;
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) {
-                for (u32 k = 0; k < parts[p].rank; k += 16) {
-                    if (k > 0) b[p].load(parts[p], k, i, args.ffn), held = 0;
-                    b[p].multiply(load_h(args.lora, parts[p], k, row + g, there), delta[p]);
-                }
-                // The next adapter's is under way while this one's other part is multiplied.
-                if (waiting) b[p].load(from_lane(own[p], leader), 0, i, args.ffn);
-            }
-            if (waiting) held = from_lane(key, leader);
+        for (u32 p = 0; p < 2; p++) {
+            u32 h[2] = {first[p][0], first[p][1]};
+            if (turn.k > 0) load_h(h, args.lora, from_lane(own[p], g), row + g, turn.k);
+            if (!there) h[0] = h[1] = 0;
+            stages[warp][stage].multiply(p, h, delta[p]);
         }
+        turn.next(own);
+    }
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-            const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
-            float gate[8], up[8];
+    for (u32 r = 0; r < 2; r++) {
+        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
+        float gate[8], up[8];
 #pragma unroll
-            for (u32 k = 0; k < 8; k++) {
-                gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
-                up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
-            }
-            if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
+        for (u32 k = 0; k < 8; k++) {
+            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
+            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
         }
+        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
     }
 }

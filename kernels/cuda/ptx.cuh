@@ -110,6 +110,18 @@ DEVICE float4 load_of_peer(const float* shared, u32 peer) {
 #endif
 }
 
+// The same place in the shared memory of another block of the cluster; there is none where the device knows no clusters.
+template <typename T>
+DEVICE const T* of_peer(const T* shared, u32 peer) {
+#if __CUDA_ARCH__ >= 900
+    u64 at;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(at) : "l"(shared), "r"(peer));
+    return (const T*)at;
+#else
+    return shared;
+#endif
+}
+
 // Says that the block has begun, and waits until all of the cluster have: their shared memory is there from then on.
 DEVICE void say_begun() {
 #if __CUDA_ARCH__ >= 900

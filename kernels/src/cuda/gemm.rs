@@ -20,6 +20,8 @@ use crate::error::Result;
 static WORKSPACE: usize = 32 << 20;
 /// Most rows of a product whose algorithms are timed: those of decode steps, which come again and again.
 const MOST_TIMED_ROWS: usize = 512;
+/// Bytes of the smallest weight for which that is worth it.
+const LEAST_TIMED: usize = 8 << 20;
 /// How many are timed, and how often each.
 const CANDIDATES: usize = 8;
 const ROUNDS: usize = 3;
@@ -102,7 +104,8 @@ impl Gemm {
         plan.algorithm = algorithms[0];
         let recorded = self.gpu.compute.capture_status().during(what)?
             != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        if product.rows > MOST_TIMED_ROWS || recorded {
+        let bytes = product.outputs * product.inputs * 2;
+        if product.rows > MOST_TIMED_ROWS || bytes < LEAST_TIMED || recorded {
             return Ok(plan);
         }
         if product.alike != product.outputs {
@@ -110,7 +113,6 @@ impl Gemm {
             algorithms.extend(alike.candidates(self.handle).during(what)?);
         }
         // Other weights of the same shape, whatever they are.
-        let bytes = product.outputs * product.inputs * 2;
         let others = if bytes < READ { READ / bytes } else { 0 };
         let Ok(memory) = Block::new(&self.gpu, others * bytes, "timing matrix products") else {
             return Ok(plan);

@@ -17,8 +17,6 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
-/// Blocks of `gated_mlp_stacked` on a multiprocessor.
-const STACKED_BLOCKS: usize = 4;
 /// Columns of a warp of `residual_norm_stacked`, and the most blocks that share a row.
 const WARP_COLUMNS: usize = 128;
 const MOST_SHARES: usize = 4;
@@ -222,10 +220,7 @@ impl CudaBackend {
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked => {
-                // All blocks at once: those of a second wave would take as long as all others together.
-                let columns = ffn.div_ceil(STACKED_COLUMNS);
-                let turns = STACKED_BLOCKS * self.gpu.probe.multiprocessors / columns;
-                let grid = [columns, rows.div_ceil(STACKED_ROWS).min(turns.max(1)), 1];
+                let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
                 (&self.kernels.gated_mlp_stacked, self.chained(grid, 128))
             }
             Pending::Tiles => {
