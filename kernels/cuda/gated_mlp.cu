@@ -10,6 +10,7 @@ struct GatedArgs {
     u32 ffn;
     u32 rows;
     const u16* delta;  // like y, or null
+    Alike alike;       // for `gated_mlp_stacked`
 };
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -219,7 +220,7 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     LoraPart own[2] = {};
     if (lane < rows)
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, args.alike, row + lane, p);
     Turn turn, ahead;
     turn.begin(own);
     ahead = turn;

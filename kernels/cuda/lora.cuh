@@ -46,11 +46,26 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
     return site->lanes ? site : 0;
 }
 
+// How all adapters of a step lie in their blocks, where they lie alike: a load less to wait for. Then a tile has its adapter's
+// block in place of the table of sites, and the scale of all of its parts in place of the first row.
+struct Alike {
+    u32 known;
+    u32 unused;
+    LoraPart parts[3];  // of the site, with offsets of B in the block
+};
+
 // What a row's adapter has for a part, with its lanes among all of h, where A lies below W; of rank 0 where it has nothing.
-DEVICE LoraPart part_of_row(const Lora& lora, u32 row, u32 index) {
+DEVICE LoraPart part_of_row(const Lora& lora, const Alike& alike, u32 row, u32 index) {
     const Tile tile = lora.tiles[row];
     if (!tile.sites) return LoraPart{0, 0, 0, 0.0f, 0};
-    LoraPart part = tile.sites[lora.site].parts[index];
+    LoraPart part;
+    if (alike.known) {
+        part = alike.parts[index];
+        part.b = (const u16*)((u64)tile.sites + (u64)part.b);
+        part.scale = __uint_as_float(tile.first_row);
+    } else {
+        part = tile.sites[lora.site].parts[index];
+    }
     part.lane += tile.slot * lora.slot_lanes;
     return part;
 }

@@ -24,7 +24,8 @@ struct QkvArgs {
     float eps;
     u32 rows;
     u32 unused;
-    Lora lora;  // for `qkv_stacked`
+    Lora lora;  // for `qkv_stacked`, as what follows
+    Alike alike;
 };
 
 // Which head of which part a block or warp makes.
@@ -138,17 +139,16 @@ struct Ranks {
     }
 };
 
-// B of a part for some of a lane's pairs.
-template <u32 PAIRS>
+// B of a part for two of a lane's pairs.
 struct PairsB {
-    Ranks low[PAIRS];
-    Ranks high[PAIRS];
+    Ranks low[2];
+    Ranks high[2];
 
     // `pair`: the first; `first`: the head's first column.
     DEVICE void load(const LoraPart& part, u32 k, u32 pair, u32 first, u32 half) {
         const u32 stride = (part.rank + 7) & ~7u;
 #pragma unroll
-        for (u32 i = 0; i < PAIRS; i++) {
+        for (u32 i = 0; i < 2; i++) {
             const u32 at = threadIdx.x % 32 + 32 * (pair + i), left = at < half && k < stride ? stride - k : 0;
             const u16* b = part.b + (u64)(first + at) * stride + k;
             low[i].load(b, left);
@@ -157,57 +157,35 @@ struct PairsB {
     }
 };
 
-// With LoRA where A lies below W. The rows of a warp that share an adapter share what it reads of B.
-template <u32 ROWS>
-DEVICE void qkv_with_lora(const QkvArgs& args) {
+// The same with LoRA where A lies below W. Rows of an adapter find its B in the second-level cache.
+KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     let_dependents_start();
-    const u32 row = (blockIdx.y * 4 + threadIdx.x / 32) * ROWS, rows = min(args.rows - row, ROWS);
+    const u32 row = blockIdx.y * 4 + threadIdx.x / 32;
     if (row >= args.rows) return;
     const Head head(args, blockIdx.x);
     const u32 half = args.d / 2, first = head.own * args.d;
-    LoraPart parts[ROWS];
-#pragma unroll
-    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(args.lora, row + min(r, rows - 1), head.part);
-    constexpr u32 PAIRS = ROWS > 1 ? 1 : 2;
-    PairsB<PAIRS> b;
-    b.load(parts[0], 0, 0, first, half);
+    const LoraPart part = part_of_row(args.lora, args.alike, row, head.part);
+    PairsB b;
+    b.load(part, 0, 0, first, half);
     // B lay there before; y and h come from the kernel before.
     wait_for_primary();
-    Pairs pairs[ROWS];
+    Pairs pairs;
+    pairs.load(args, row);
+    for (u32 k = 0; k < part.rank; k += 16) {
+        Ranks raw;
+        float h[16];
+        raw.load(args.lora.h + (u64)row * args.lora.lane_stride + part.lane + k, ((part.rank + 7) & ~7u) - k);
+        raw.widen(h);
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r++) pairs[r].load(args, row + min(r, rows - 1));
+        for (u32 pair = 0; pair < MOST_PAIRS; pair += 2) {
+            if (32 * pair >= half) continue;
+            if (k + pair > 0) b.load(part, k, pair, first, half);
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r++) {
-        const LoraPart& part = parts[r];
-        if (r > 0 && part.b == parts[r - 1].b) continue;
-        for (u32 k = 0; k < part.rank; k += 16) {
-#pragma unroll
-            for (u32 pair = 0; pair < MOST_PAIRS; pair += PAIRS) {
-                if (32 * pair >= half) continue;
-                if (r + k + pair > 0) b.load(part, k, pair, first, half);
-#pragma unroll
-                for (u32 other = r; other < ROWS; other++) {
-                    if (parts[other].b != part.b) break;
-                    const u16* at = args.lora.h + (u64)(row + min(other, rows - 1)) * args.lora.lane_stride;
-                    Ranks raw;
-                    raw.load(at + part.lane + k, ((part.rank + 7) & ~7u) - k);
-                    float h[16];
-                    raw.widen(h);
-#pragma unroll
-                    for (u32 i = 0; i < PAIRS; i++) {
-                        pairs[other].low[pair + i] += part.scale * b.low[i].dot(h);
-                        pairs[other].high[pair + i] += part.scale * b.high[i].dot(h);
-                    }
-                }
+            for (u32 i = 0; i < 2; i++) {
+                pairs.low[pair + i] += part.scale * b.low[i].dot(h);
+                pairs.high[pair + i] += part.scale * b.high[i].dot(h);
             }
         }
     }
-#pragma unroll
-    for (u32 r = 0; r < ROWS; r++)
-        if (r < rows) pairs[r].finish(args, head, row + r);
+    pairs.finish(args, head, row);
 }
-
-// Grid: heads + 2 kv heads, rows / 4, 8 or 16.
-KERNEL(128, 6) qkv_stacked1(const QkvArgs args) { qkv_with_lora<1>(args); }
-KERNEL(128, 4) qkv_stacked2(const QkvArgs args) { qkv_with_lora<2>(args); }
-KERNEL(128, 4) qkv_stacked4(const QkvArgs args) { qkv_with_lora<4>(args); }

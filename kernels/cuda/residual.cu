@@ -77,11 +77,11 @@ struct ResidualStackedArgs {
     float eps;
     u32 rows;
     u32 columns;  // of a block, a multiple of 128
+    Alike alike;
 };
 
 #define MOST_SHARES 8
 #define WARP_COLUMNS 128
-#define LOADS 4  // of B, at once
 
 DEVICE float dot8(uint4 b, const float (&h)[8]) {
     float v[8], sum = 0.0f;
@@ -106,6 +106,7 @@ struct Columns {
     }
 
     // Those of loads from `j` on, `k` being the lane's first rank.
+    template <u32 LOADS>
     DEVICE void load(uint4 (&b)[LOADS], u32 j, u32 k) const {
 #pragma unroll
         for (u32 i = 0; i < LOADS; i++) {
@@ -134,6 +135,7 @@ DEVICE float4 own_columns(const float (&sums)[8], float* turned) {
 
 template <u32 ROWS>
 DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
+    constexpr u32 LOADS = 4 / ROWS;
     __shared__ float sums[32];
     __shared__ float of_peers[MOST_SHARES][ROWS];
     __shared__ __align__(16) float turned[32][WARP_COLUMNS];
@@ -145,7 +147,7 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = blockDim.x * 4, half = lane % 2 * 8;
     LoraPart parts[ROWS];
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(lora, row + min(r, rows - 1), 0);
+    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(lora, args.alike, row + min(r, rows - 1), 0);
     float total[ROWS] = {};
     float4 kept[ROWS];
     bool waited = false;
@@ -240,4 +242,4 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
 
 // Grid: blocks that share a row's columns, a cluster; rows, or rows / 2.
 KERNEL(1024, 1) residual_norm_stacked1(const ResidualStackedArgs args) { norm_rows_with_lora<1>(args); }
-KERNEL(512, 1) residual_norm_stacked2(const ResidualStackedArgs args) { norm_rows_with_lora<2>(args); }
+KERNEL(128, 4) residual_norm_stacked2(const ResidualStackedArgs args) { norm_rows_with_lora<2>(args); }

@@ -26,8 +26,7 @@ pub(super) struct Kernels {
     /// One row, or two that share B.
     pub(super) residual_norm_stacked: [CudaFunction; 2],
     pub(super) qkv: CudaFunction,
-    /// One row, or two or four that share B.
-    pub(super) qkv_stacked: [CudaFunction; 3],
+    pub(super) qkv_stacked: CudaFunction,
     pub(super) gated_mlp: CudaFunction,
     pub(super) gated_mlp_expand: CudaFunction,
     pub(super) gated_mlp_stacked: CudaFunction,
@@ -87,11 +86,7 @@ impl Kernels {
                 find("residual.cu", "residual_norm_stacked2")?,
             ],
             qkv: find("qkv.cu", "qkv")?,
-            qkv_stacked: [
-                find("qkv.cu", "qkv_stacked1")?,
-                find("qkv.cu", "qkv_stacked2")?,
-                find("qkv.cu", "qkv_stacked4")?,
-            ],
+            qkv_stacked: find("qkv.cu", "qkv_stacked")?,
             gated_mlp: find("gated_mlp.cu", "gated_mlp")?,
             gated_mlp_expand: find("gated_mlp.cu", "gated_mlp_expand")?,
             gated_mlp_stacked: find("gated_mlp.cu", "gated_mlp_stacked")?,

@@ -17,13 +17,11 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
-/// Columns of a warp of `residual_norm_stacked`, and the most blocks that share a row.
+/// Columns of a warp of `residual_norm_stacked`, and the blocks that share a row.
 const WARP_COLUMNS: usize = 128;
-const MOST_SHARES: usize = 4;
-/// With more rows than these, two and four rows of `qkv_stacked` share what is read of B.
-const QKV_SHARED: [usize; 2] = [64, 128];
-/// Most threads of `residual_norm_stacked1`; of `residual_norm_stacked2` half as many.
-const NORM_THREADS: usize = 1024;
+const SHARES: usize = 4;
+/// Most threads of `residual_norm_stacked1` and `2`.
+const NORM_THREADS: [usize; 2] = [1024, 128];
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
 /// Most columns of a norm: what 1024 threads keep in registers.
@@ -136,16 +134,14 @@ impl CudaBackend {
             rows: rows as u32,
             unused: 0,
             lora: queued.lora,
+            alike: queued.alike,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let (kernel, block) = match queued.lora_is {
-            Pending::Stacked => {
-                let shared = QKV_SHARED.iter().filter(|&&most| rows > most).count();
-                (&self.kernels.qkv_stacked[shared], QKV_ROWS << shared)
-            }
-            _ => (&self.kernels.qkv, QKV_ROWS),
+        let kernel = match queued.lora_is {
+            Pending::Stacked => &self.kernels.qkv_stacked,
+            _ => &self.kernels.qkv,
         };
-        let shape = self.chained([heads, rows.div_ceil(block), 1], 128);
+        let shape = self.chained([heads, rows.div_ceil(QKV_ROWS), 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
@@ -167,17 +163,12 @@ impl CudaBackend {
         unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
     }
 
-    /// As `residual_norm`, with LoRA. Rows share what is read of B where there are more than multiprocessors; where there are
-    /// few, blocks share a row.
+    /// As `residual_norm`, with LoRA. Blocks share a row, since B takes long to come to one multiprocessor; two rows share what
+    /// is read of B where there are more rows than multiprocessors.
     fn residual_stacked(&self, args: &Residual, queued: &Queued) -> Result<()> {
         let (rows, multiprocessors) = (self.step.counts.rows, self.gpu.probe.multiprocessors);
         let shared = if rows > multiprocessors { 2 } else { 1 };
-        let shares = match multiprocessors / rows {
-            _ if self.gpu.probe.capability.0 < 9 => 1,
-            0 | 1 => 1,
-            2 | 3 => 2,
-            _ => MOST_SHARES,
-        };
+        let shares = if self.gpu.probe.capability.0 < 9 { 1 } else { SHARES };
         let columns = (args.stride as usize).div_ceil(shares).next_multiple_of(WARP_COLUMNS);
         let stacked = ResidualStacked {
             lora: queued.lora,
@@ -192,8 +183,9 @@ impl CudaBackend {
             eps: args.eps,
             rows: rows as u32,
             columns: columns as u32,
+            alike: queued.alike,
         };
-        let threads = (columns / 4).min(NORM_THREADS / shared);
+        let threads = (columns / 4).min(NORM_THREADS[shared - 1]);
         let grid = [shares, rows.div_ceil(shared), 1];
         let shape = Shape { cluster: [shares, 1, 1], ..self.chained(grid, threads) };
         let kernel = &self.kernels.residual_norm_stacked[shared - 1];
@@ -217,6 +209,7 @@ impl CudaBackend {
             ffn: ffn as u32,
             rows: rows as u32,
             delta: queued.delta,
+            alike: queued.alike,
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked => {

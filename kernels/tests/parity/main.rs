@@ -106,7 +106,7 @@ impl Subject {
     fn tolerance(&self, case: &Case) -> Tolerance {
         let Tolerance { most, root } = self.tolerance;
         if case.int8 {
-            return Tolerance { most: most.max(3e-1), root: root.max(4e-2) };
+            return Tolerance { most: (1.25 * most).max(3e-1), root: root.max(4e-2) };
         }
         self.tolerance
     }
