@@ -10,7 +10,6 @@ struct GatedArgs {
     u32 ffn;
     u32 rows;
     const u16* delta;  // like y, or null
-    Alike alike;       // for `gated_mlp_stacked`
 };
 
 DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -130,41 +129,6 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
 #define GROUP_ROWS 8
 #define STAGES 3
 
-// What the adapter of a row has, as the row's lane knows it.
-DEVICE LoraPart from_lane(const LoraPart& part, u32 lane) {
-    LoraPart found;
-    found.b = (const u16*)__shfl_sync(FULL_WARP, (u64)part.b, lane);
-    found.rank = __shfl_sync(FULL_WARP, part.rank, lane);
-    found.lane = __shfl_sync(FULL_WARP, part.lane, lane);
-    found.scale = __shfl_sync(FULL_WARP, part.scale, lane);
-    return found;
-}
-
-// The adapters of eight rows one after the other, sixteen ranks at a time: a lane knows its row's.
-struct Turn {
-    u32 waiting;  // rows whose adapter is to come
-    u32 leader;   // a row of the one whose turn it is
-    u32 k;
-
-    DEVICE void begin(const LoraPart (&own)[2]) {
-        waiting = __ballot_sync(FULL_WARP, own[0].rank + own[1].rank > 0);
-        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
-    }
-
-    // Its rows.
-    DEVICE u32 served(const LoraPart (&own)[2]) const {
-        const u64 key = (u64)(own[0].b ? own[0].b : own[1].b);
-        return __ballot_sync(FULL_WARP, key == __shfl_sync(FULL_WARP, key, leader)) & waiting;
-    }
-
-    DEVICE void next(const LoraPart (&own)[2]) {
-        k += 16;
-        if (k < __shfl_sync(FULL_WARP, max(own[0].rank, own[1].rank), leader)) return;
-        waiting &= ~served(own);
-        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
-    }
-};
-
 // Sixteen ranks of B of both parts for a warp's 64 columns, in shared memory: of column c the eights 0 and 1 at
 // (c / 8) * 16 + ((c % 8 * 2 + eight) ^ (c / 8)), so that `ldmatrix` of every eighth column meets no bank twice.
 struct Stage {
@@ -172,7 +136,7 @@ struct Stage {
 
     DEVICE static u32 place(u32 column, u32 eight) { return column / 8 * 16 + ((column % 8 * 2 + eight) ^ (column / 8)); }
 
-    DEVICE void fetch(const LoraPart (&own)[2], const Turn& turn, u32 column, u32 width) {
+    DEVICE void fetch(const LoraPart (&own)[2], const Turn<2>& turn, u32 column, u32 width) {
         const u32 lane = threadIdx.x % 32;
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
@@ -208,67 +172,74 @@ DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row,
     h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;
 }
 
-// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight
-// of them in two rows; adapters are taken one after the other while B of the next is under way.
+// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, eights of rows or fewer. A warp has 64
+// columns, a lane eight of them in two rows; adapters are taken one after the other while B of the next is under way.
 KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     __shared__ Stage stages[4][STAGES];
     let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 column = blockIdx.x * 256 + warp * 64, i = column + g * 8;
     if (column >= args.ffn) return;
-    const u32 row = blockIdx.y * GROUP_ROWS, rows = min(args.rows - row, (u32)GROUP_ROWS);
-    LoraPart own[2] = {};
-    if (lane < rows)
+    u64 held = 0;
+    for (u32 row = blockIdx.y * GROUP_ROWS; row < args.rows; row += gridDim.y * GROUP_ROWS) {
+        const u32 rows = min(args.rows - row, (u32)GROUP_ROWS);
+        LoraPart own[2] = {};
+        if (lane < rows)
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, args.alike, row + lane, p);
-    Turn turn, ahead;
-    turn.begin(own);
-    ahead = turn;
-#pragma unroll
-    for (u32 s = 0; s < STAGES - 1; s++) {
-        if (ahead.waiting) stages[warp][s].fetch(own, ahead, column, args.ffn);
-        copy_commit();
-        if (ahead.waiting) ahead.next(own);
-    }
-    // B lay there before; y and h come from the kernel before.
-    wait_for_primary();
-    Raw raw[2];
-#pragma unroll
-    for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
-    u32 first[2][2];
-#pragma unroll
-    for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
-    float delta[2][4][4] = {};
-    for (u32 stage = 0; turn.waiting; stage = (stage + 1) % STAGES) {
-        // Nobody still reads the stage that is filled next.
+            for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+        Turn<2> turn, ahead;
+        turn.begin(own);
+        ahead = turn;
+        // Nobody still reads what is filled next.
         __syncwarp();
-        if (ahead.waiting) {
-            stages[warp][(stage + STAGES - 1) % STAGES].fetch(own, ahead, column, args.ffn);
-            ahead.next(own);
-        }
-        copy_commit();
-        copy_wait<STAGES - 1>();
-        __syncwarp();
-        const bool there = turn.served(own) >> g & 1;
 #pragma unroll
-        for (u32 p = 0; p < 2; p++) {
-            u32 h[2] = {first[p][0], first[p][1]};
-            if (turn.k > 0) load_h(h, args.lora, from_lane(own[p], g), row + g, turn.k);
-            if (!there) h[0] = h[1] = 0;
-            stages[warp][stage].multiply(p, h, delta[p]);
+        for (u32 s = 0; s < STAGES - 1; s++) {
+            // The eight before may have left the first here.
+            if (ahead.waiting && (s > 0 || held != turn.key(own))) stages[warp][s].fetch(own, ahead, column, args.ffn);
+            copy_commit();
+            if (ahead.waiting) ahead.next(own);
+            if (s == 0) held = ahead.waiting ? 0 : turn.key(own);
         }
-        turn.next(own);
-    }
+        // B lay there before; y and h come from the kernel before.
+        wait_for_primary();
+        Raw raw[2];
 #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
-        float gate[8], up[8];
+        for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+        u32 first[2][2];
 #pragma unroll
-        for (u32 k = 0; k < 8; k++) {
-            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
-            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
+        for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
+        float delta[2][4][4] = {};
+        for (u32 stage = 0; turn.waiting; stage = (stage + 1) % STAGES) {
+            // Nobody still reads the stage that is filled next.
+            __syncwarp();
+            if (ahead.waiting) {
+                stages[warp][(stage + STAGES - 1) % STAGES].fetch(own, ahead, column, args.ffn);
+                ahead.next(own);
+            }
+            copy_commit();
+            copy_wait<STAGES - 1>();
+            __syncwarp();
+            const bool there = turn.served(own) >> g & 1;
+#pragma unroll
+            for (u32 p = 0; p < 2; p++) {
+                u32 h[2] = {first[p][0], first[p][1]};
+                if (turn.k > 0) load_h(h, args.lora, from_lane(own[p], g), row + g, turn.k);
+                if (!there) h[0] = h[1] = 0;
+                stages[warp][stage].multiply(p, h, delta[p]);
+            }
+            turn.next(own);
         }
-        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+            const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
+            float gate[8], up[8];
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) {
+                gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
+                up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
+            }
+            if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
+        }
     }
 }

@@ -46,26 +46,11 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
     return site->lanes ? site : 0;
 }
 
-// How all adapters of a step lie in their blocks, where they lie alike: a load less to wait for. Then a tile has its adapter's
-// block in place of the table of sites, and the scale of all of its parts in place of the first row.
-struct Alike {
-    u32 known;
-    u32 unused;
-    LoraPart parts[3];  // of the site, with offsets of B in the block
-};
-
 // What a row's adapter has for a part, with its lanes among all of h, where A lies below W; of rank 0 where it has nothing.
-DEVICE LoraPart part_of_row(const Lora& lora, const Alike& alike, u32 row, u32 index) {
+DEVICE LoraPart part_of_row(const Lora& lora, u32 row, u32 index) {
     const Tile tile = lora.tiles[row];
     if (!tile.sites) return LoraPart{0, 0, 0, 0.0f, 0};
-    LoraPart part;
-    if (alike.known) {
-        part = alike.parts[index];
-        part.b = (const u16*)((u64)tile.sites + (u64)part.b);
-        part.scale = __uint_as_float(tile.first_row);
-    } else {
-        part = tile.sites[lora.site].parts[index];
-    }
+    LoraPart part = tile.sites[lora.site].parts[index];
     part.lane += tile.slot * lora.slot_lanes;
     return part;
 }
@@ -124,3 +109,48 @@ DEVICE u32 first_column(u32 column) {
     const u32 g = threadIdx.x % 32 / 4;
     return column + (g / 2) * 8 + (g & 1);
 }
+
+// What the adapter of a row has, as the row's lane knows it.
+DEVICE LoraPart from_lane(const LoraPart& part, u32 lane) {
+    LoraPart found;
+    found.b = (const u16*)__shfl_sync(FULL_WARP, (u64)part.b, lane);
+    found.rank = __shfl_sync(FULL_WARP, part.rank, lane);
+    found.lane = __shfl_sync(FULL_WARP, part.lane, lane);
+    found.scale = __shfl_sync(FULL_WARP, part.scale, lane);
+    return found;
+}
+
+// The adapters of eight rows one after the other, sixteen ranks at a time. A lane knows the parts of its row.
+template <u32 PARTS>
+struct Turn {
+    u32 waiting;  // rows whose adapter is to come
+    u32 leader;   // a row of the one whose turn it is
+    u32 k;
+
+    DEVICE static u32 rank(const LoraPart (&own)[PARTS]) {
+        u32 most = own[0].rank;
+#pragma unroll
+        for (u32 p = 1; p < PARTS; p++) most = max(most, own[p].rank);
+        return most;
+    }
+
+    DEVICE void begin(const LoraPart (&own)[PARTS]) {
+        waiting = __ballot_sync(FULL_WARP, rank(own) > 0);
+        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
+    }
+
+    // Tells it from others: B lies somewhere even where it has no ranks.
+    DEVICE u64 key(const LoraPart (&own)[PARTS]) const { return __shfl_sync(FULL_WARP, (u64)own[0].b, leader); }
+
+    // Its rows.
+    DEVICE u32 served(const LoraPart (&own)[PARTS]) const {
+        return __ballot_sync(FULL_WARP, (u64)own[0].b == key(own)) & waiting;
+    }
+
+    DEVICE void next(const LoraPart (&own)[PARTS]) {
+        k += 16;
+        if (k < __shfl_sync(FULL_WARP, rank(own), leader)) return;
+        waiting &= ~served(own);
+        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
+    }
+};

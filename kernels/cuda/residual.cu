@@ -77,7 +77,6 @@ struct ResidualStackedArgs {
     float eps;
     u32 rows;
     u32 columns;  // of a block, a multiple of 128
-    Alike alike;
 };
 
 #define MOST_SHARES 8
@@ -147,7 +146,7 @@ DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = blockDim.x * 4, half = lane % 2 * 8;
     LoraPart parts[ROWS];
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(lora, args.alike, row + min(r, rows - 1), 0);
+    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(lora, row + min(r, rows - 1), 0);
     float total[ROWS] = {};
     float4 kept[ROWS];
     bool waited = false;

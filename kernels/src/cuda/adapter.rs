@@ -133,8 +133,6 @@ pub(super) struct Resident {
     room: Arc<AdapterRoom>,
     /// How the copy ended.
     copied: OnceLock<std::result::Result<(), String>>,
-    /// Which layout it has, and one scale; see `stack`.
-    lies: OnceLock<Option<(usize, f32)>>,
 }
 
 impl Drop for Resident {
@@ -211,7 +209,6 @@ impl Adapter {
             packed: packed.clone(),
             room: room.clone(),
             copied: OnceLock::new(),
-            lies: OnceLock::new(),
         });
         copier.copy(resident.clone())?;
         Ok(Self { resident })
@@ -230,19 +227,6 @@ impl Adapter {
     /// Address of the table of sites.
     pub(super) fn table(&self) -> u64 {
         self.resident.table
-    }
-
-    /// Address of its block, in which places of packed matrices are offsets.
-    pub(super) fn base(&self) -> u64 {
-        self.resident.block.as_ref().map_or(0, Block::address)
-    }
-
-    /// What `find` says of its sites, asked once.
-    pub(super) fn lies(
-        &self,
-        find: impl FnOnce(&[Option<PackedSite>]) -> Option<(usize, f32)>,
-    ) -> Option<(usize, f32)> {
-        *self.resident.lies.get_or_init(|| find(self.sites()))
     }
 
     /// Tells adapters apart, those that are gone included.

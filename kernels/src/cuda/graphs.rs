@@ -26,8 +26,6 @@ pub(super) struct Form {
     lanes: [usize; Site::ALL.len()],
     /// Slots below the weights that products give.
     stacked: usize,
-    /// How its adapters lie, if they lie alike.
-    alike: Option<usize>,
 }
 
 impl Form {
@@ -43,7 +41,7 @@ impl Form {
                 *lanes = ranks.next_power_of_two().max(16) * parts;
             }
         }
-        Self { rows, lanes, stacked: step.stacked, alike: step.alike }
+        Self { rows, lanes, stacked: step.stacked }
     }
 
     pub(super) fn rows(&self) -> usize {

@@ -14,26 +14,6 @@ pub(super) struct Lora {
     pub(super) unused: u32,
 }
 
-/// `LoraPart`.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub(super) struct Part {
-    pub(super) b: u64,
-    pub(super) rank: u32,
-    pub(super) lane: u32,
-    pub(super) scale: f32,
-    pub(super) unused: u32,
-}
-
-/// `Alike`.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub(super) struct Alike {
-    pub(super) known: u32,
-    pub(super) unused: u32,
-    pub(super) parts: [Part; 3],
-}
-
 /// `StackArgs`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -90,7 +70,6 @@ pub(super) struct ResidualStacked {
     pub(super) eps: f32,
     pub(super) rows: u32,
     pub(super) columns: u32,
-    pub(super) alike: Alike,
 }
 
 /// `QkvArgs`.
@@ -119,7 +98,6 @@ pub(super) struct Qkv {
     pub(super) rows: u32,
     pub(super) unused: u32,
     pub(super) lora: Lora,
-    pub(super) alike: Alike,
 }
 
 /// `GatedArgs`.
@@ -135,7 +113,6 @@ pub(super) struct Gated {
     pub(super) ffn: u32,
     pub(super) rows: u32,
     pub(super) delta: u64,
-    pub(super) alike: Alike,
 }
 
 /// `ShrinkArgs`.
@@ -301,9 +278,9 @@ macro_rules! kernel_args {
 kernel_args! {
     Embed: 48,
     Residual: 64,
-    ResidualStacked: 176,
-    Qkv: 240,
-    Gated: 160,
+    ResidualStacked: 96,
+    Qkv: 160,
+    Gated: 80,
     Stack: 24,
     Shrink: 56,
     Product: 96,

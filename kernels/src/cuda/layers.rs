@@ -17,9 +17,16 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
-/// Columns of a warp of `residual_norm_stacked`, and the blocks that share a row.
+/// Blocks of `gated_mlp_stacked` on a multiprocessor.
+const STACKED_BLOCKS: usize = 4;
+/// Head size, least rows and most slots for `qkv_stacked_many`.
+const MANY_HEAD: usize = 128;
+const MANY: usize = 72;
+const MANY_SLOTS: usize = 8;
+/// Columns of a warp of `residual_norm_stacked`, the most rows of which four blocks share each, and how many share others.
 const WARP_COLUMNS: usize = 128;
-const SHARES: usize = 4;
+const FOUR_SHARE: usize = 66;
+const SHARES: usize = 2;
 /// Most threads of `residual_norm_stacked1` and `2`.
 const NORM_THREADS: [usize; 2] = [1024, 128];
 /// Columns of a block of `gated_mlp`.
@@ -134,14 +141,15 @@ impl CudaBackend {
             rows: rows as u32,
             unused: 0,
             lora: queued.lora,
-            alike: queued.alike,
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let kernel = match queued.lora_is {
-            Pending::Stacked => &self.kernels.qkv_stacked,
-            _ => &self.kernels.qkv,
+        let share = d == MANY_HEAD && rows >= MANY && self.step.stacked <= MANY_SLOTS;
+        let (kernel, block) = match queued.lora_is {
+            Pending::Stacked if share => (&self.kernels.qkv_stacked_many, 8 * QKV_ROWS),
+            Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS),
+            _ => (&self.kernels.qkv, QKV_ROWS),
         };
-        let shape = self.chained([heads, rows.div_ceil(QKV_ROWS), 1], 128);
+        let shape = self.chained([heads, rows.div_ceil(block), 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
@@ -168,7 +176,11 @@ impl CudaBackend {
     fn residual_stacked(&self, args: &Residual, queued: &Queued) -> Result<()> {
         let (rows, multiprocessors) = (self.step.counts.rows, self.gpu.probe.multiprocessors);
         let shared = if rows > multiprocessors { 2 } else { 1 };
-        let shares = if self.gpu.probe.capability.0 < 9 { 1 } else { SHARES };
+        let shares = match self.gpu.probe.capability.0 {
+            ..9 => 1,
+            _ if rows <= FOUR_SHARE => 4,
+            _ => SHARES,
+        };
         let columns = (args.stride as usize).div_ceil(shares).next_multiple_of(WARP_COLUMNS);
         let stacked = ResidualStacked {
             lora: queued.lora,
@@ -183,7 +195,6 @@ impl CudaBackend {
             eps: args.eps,
             rows: rows as u32,
             columns: columns as u32,
-            alike: queued.alike,
         };
         let threads = (columns / 4).min(NORM_THREADS[shared - 1]);
         let grid = [shares, rows.div_ceil(shared), 1];
@@ -209,11 +220,14 @@ impl CudaBackend {
             ffn: ffn as u32,
             rows: rows as u32,
             delta: queued.delta,
-            alike: queued.alike,
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked => {
-                let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
+                // All blocks at once, with about as much to do.
+                let columns = ffn.div_ceil(STACKED_COLUMNS);
+                let most = (STACKED_BLOCKS * self.gpu.probe.multiprocessors / columns).max(1);
+                let eights = rows.div_ceil(STACKED_ROWS);
+                let grid = [columns, eights.div_ceil(eights.div_ceil(most)), 1];
                 (&self.kernels.gated_mlp_stacked, self.chained(grid, 128))
             }
             Pending::Tiles => {

@@ -5,7 +5,7 @@ use super::CudaBackend;
 use super::error::check;
 use super::gemm::{Operands, Product};
 use super::gpu::Shape;
-use super::kernel_args::{Alike, Expand, Lora, Shrink};
+use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
 use super::product::{FewRows, three};
 use super::step::{LARGE_TILE, MOST_SMALL};
@@ -51,8 +51,6 @@ pub(super) struct Queued {
     pub(super) delta: u64,
     pub(super) lora_is: Pending,
     pub(super) lora: Lora,
-    /// Where adapters lie below the weights, and alike.
-    pub(super) alike: Alike,
 }
 
 /// What the consumer of a product is to do about LoRA itself.
@@ -102,13 +100,9 @@ impl CudaBackend {
                 slot_lanes: weight.slot_lanes as u32,
                 ..lora
             };
-            let alike = self.stack.alike(self.step.alike, place);
-            let lora_is = Pending::Stacked;
-            return Ok(Queued { y, y_stride: all, lora, lora_is, alike, delta: 0 });
+            return Ok(Queued { y, y_stride: all, lora, lora_is: Pending::Stacked, delta: 0 });
         }
-        let alike = Alike::default();
-        let mut queued =
-            Queued { y, y_stride: outputs, lora, lora_is: Pending::No, alike, delta: 0 };
+        let mut queued = Queued { y, y_stride: outputs, lora, lora_is: Pending::No, delta: 0 };
         if self.has_few(rows) {
             let mut product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
             if lanes > 0 {

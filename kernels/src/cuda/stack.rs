@@ -9,13 +9,12 @@ use std::sync::{Arc, Weak};
 use super::CudaBackend;
 use super::adapter::{Adapter, Resident};
 use super::gpu::Shape;
-use super::kernel_args::{Alike, Part, Stack as StackArgs};
+use super::kernel_args::Stack as StackArgs;
 use super::lora::Place;
 use super::memory::{Block, Workspace, padded};
 use super::step::MOST_SMALL;
 use super::weights::Linear;
 use crate::error::Result;
-use crate::weights::{PackedPart, PackedSite};
 
 /// Ranks of a slot, for each part of a site.
 pub(super) const SLOT_RANKS: usize = 16;
@@ -25,9 +24,6 @@ const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
 pub(super) const MOST_SLOTS: usize = SIZES[SIZES.len() - 1];
 /// Blocks that share the copy of a site's A.
 const COPY_SHARES: usize = 16;
-/// Ways for adapters to lie in their blocks that are told apart. Each has graphs of its own; those that lie otherwise are found
-/// through their tables.
-const MOST_LAYOUTS: usize = 4;
 /// Words of `StackPlace` in `stack.cu`.
 const PLACE_WORDS: usize = 4;
 
@@ -42,8 +38,6 @@ pub(super) struct Stack {
     /// Whether it is.
     sent: bool,
     slots: Slots<Weak<Resident>>,
-    /// Of adapters, one behind the other.
-    layouts: Vec<Vec<Option<PackedSite>>>,
     wanted: Vec<(Weak<Resident>, usize)>,
     fresh: Vec<usize>,
 }
@@ -70,51 +64,10 @@ impl Stack {
         false
     }
 
-    /// How all adapters of a step lie that lie alike, at a site.
-    pub(super) fn alike(&self, layout: Option<usize>, place: Place) -> Alike {
-        let Some(layout) = layout else { return Alike::default() };
-        let site = self.layouts[layout].get(place.site.slot(place.layer)).cloned().flatten();
-        let part = |part: PackedPart| Part {
-            b: part.b as u64,
-            rank: part.rank as u32,
-            lane: part.lane as u32,
-            scale: 0.0,
-            unused: 0,
-        };
-        Alike { known: 1, unused: 0, parts: site.unwrap_or_default().parts.map(part) }
-    }
-
-    /// Which layout an adapter has, and the scale of all of its parts; `None` if there are several, or too many layouts.
-    fn layout_of(&mut self, sites: &[Option<PackedSite>]) -> Option<(usize, f32)> {
-        let parts = || sites.iter().flatten().flat_map(|site| site.parts);
-        let mut scales = parts().filter(|part| part.rank > 0).map(|part| part.scale);
-        let scale = scales.next()?;
-        if scales.any(|other| other != scale) {
-            return None;
-        }
-        let known = self.layouts.iter().position(|layout| lie_alike(layout, sites));
-        if known.is_none() && self.layouts.len() < MOST_LAYOUTS {
-            self.layouts.push(sites.to_vec());
-            return Some((self.layouts.len() - 1, scale));
-        }
-        Some((known?, scale))
-    }
-
     /// Whether there is a weight with room at every site of a model of so many.
     fn is_complete(&self, sites: usize) -> bool {
         self.weights.len() == sites && self.places.iter().all(|words| words[3] > 0)
     }
-}
-
-/// Whether matrices of the same ranks lie at the same places.
-fn lie_alike(one: &[Option<PackedSite>], other: &[Option<PackedSite>]) -> bool {
-    let places = |site: &PackedSite| {
-        (site.a, site.lanes, site.parts.map(|part| (part.rank, part.lane, part.b)))
-    };
-    let all = |sites: &[Option<PackedSite>]| -> Vec<_> {
-        sites.iter().map(|site| site.as_ref().map(places)).collect()
-    };
-    all(one) == all(other)
 }
 
 impl CudaBackend {
@@ -122,7 +75,7 @@ impl CudaBackend {
     /// weights have been seen, the step has no slots.
     pub(super) fn stack_adapters(&mut self) -> Result<()> {
         let stack = &mut self.stack;
-        (self.step.stacked, self.step.alike) = (0, None);
+        self.step.stacked = 0;
         let Some(first) = self.step.lora.first() else { return Ok(()) };
         let sites = first.adapter.sites().len();
         // Where rows are many, a load of B should serve more of them.
@@ -145,17 +98,11 @@ impl CudaBackend {
             return Ok(());
         };
         self.step.stacked = size;
-        let mut alike = None;
-        for (index, segment) in self.step.lora.iter_mut().enumerate() {
+        for segment in &mut self.step.lora {
             let key = segment.adapter.resident();
             let slot = stack.slots.of(|held| held.ptr_eq(&key));
             segment.slot = slot.map_or(0, |slots| slots.start);
-            let lies = segment.adapter.lies(|sites| stack.layout_of(sites));
-            segment.scale = lies.map_or(0.0, |(_, scale)| scale);
-            let layout = lies.map(|(layout, _)| layout);
-            alike = if index == 0 { layout } else { alike.filter(|_| alike == layout) };
         }
-        self.step.alike = alike;
         if stack.fresh.is_empty() {
             return Ok(());
         }

@@ -71,8 +71,6 @@ pub(super) struct Segment {
     pub(super) adapter: Adapter,
     /// The first slot of its adapter, where adapters lie below the weights.
     pub(super) slot: usize,
-    /// Of all of its parts, where adapters lie alike.
-    pub(super) scale: f32,
     first: usize,
     rows: usize,
 }
@@ -99,8 +97,6 @@ pub(super) struct StepState {
     pub(super) lora: Vec<Segment>,
     /// Slots below the weights that products are to give as well; 0 where the adapters do not lie there.
     pub(super) stacked: usize,
-    /// How they lie in their blocks, if all lie alike.
-    pub(super) alike: Option<usize>,
     pub(super) sequences: Vec<SequenceSpan>,
     pub(super) extremes: Extremes,
     /// For each site the most lanes of any layer and adapter.
@@ -169,7 +165,7 @@ impl StepState {
                 *most = (*most).max(site.as_ref().map_or(0, |site| site.lanes));
             }
             let adapter = segment.adapter.clone();
-            self.lora.push(Segment { adapter, slot: 0, scale: 0.0, first, rows: count });
+            self.lora.push(Segment { adapter, slot: 0, first, rows: count });
         }
         Ok(())
     }
@@ -230,33 +226,13 @@ impl StepState {
         &self.words
     }
 
-    /// Tiles over all rows: those of segments with their adapter, the others without. None without LoRA.
+    /// See [`each_tile`]. None without LoRA.
     fn cut_tiles(&mut self) {
         self.tiles.clear();
-        if !self.has_lora() {
-            return;
+        if self.has_lora() {
+            let most = self.tile_rows();
+            each_tile(&self.lora, self.rows, most, |tile| self.tiles.push(tile));
         }
-        let (most, alike) = (self.tile_rows(), self.alike.is_some());
-        let mut cut = |segment: Option<&Segment>, first: usize, rows: usize| {
-            let address = segment.map_or(0, |segment| match alike {
-                true => segment.adapter.base(),
-                false => segment.adapter.table(),
-            });
-            let (low, high) = (address as u32, (address >> 32) as u32);
-            let (slot, scale) = segment.map_or((0, 0.0), |segment| (segment.slot, segment.scale));
-            for from in (first..first + rows).step_by(most) {
-                let rows = most.min(first + rows - from);
-                let from = if alike { scale.to_bits() } else { from as u32 };
-                self.tiles.push([low, high, from, (rows | slot << 16) as u32]);
-            }
-        };
-        let mut row = 0;
-        for segment in &self.lora {
-            cut(None, row, segment.first - row);
-            cut(Some(segment), segment.first, segment.rows);
-            row = segment.first + segment.rows;
-        }
-        cut(None, row, self.rows - row);
     }
 
     /// Cuts the keys of sequences with one row into items of about the same length.
@@ -305,6 +281,28 @@ impl StepState {
         self.checked = Some(*cache);
         Ok(())
     }
+}
+
+/// Tiles of at most `most` rows over all rows: those of segments with their adapter's table, the others without.
+fn each_tile(
+    segments: &[Segment],
+    rows: usize,
+    most: usize,
+    mut add: impl FnMut([u32; TILE_WORDS]),
+) {
+    let mut cut = |table: u64, slot: usize, first: usize, rows: usize| {
+        for from in (first..first + rows).step_by(most) {
+            let rows = most.min(first + rows - from);
+            add([table as u32, (table >> 32) as u32, from as u32, (rows | slot << 16) as u32]);
+        }
+    };
+    let mut row = 0;
+    for segment in segments {
+        cut(0, 0, row, segment.first - row);
+        cut(segment.adapter.table(), segment.slot, segment.first, segment.rows);
+        row = segment.first + segment.rows;
+    }
+    cut(0, 0, row, rows - row);
 }
 
 /// Copies to the start of `to`.
