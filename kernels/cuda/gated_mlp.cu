@@ -172,74 +172,67 @@ DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row,
     h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;
 }
 
-// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, eights of rows or fewer. A warp has 64
-// columns, a lane eight of them in two rows; adapters are taken one after the other while B of the next is under way.
+// With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight
+// of them in two rows; adapters are taken one after the other while B of the next is under way.
 KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     __shared__ Stage stages[4][STAGES];
     let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 column = blockIdx.x * 256 + warp * 64, i = column + g * 8;
     if (column >= args.ffn) return;
-    u64 held = 0;
-    for (u32 row = blockIdx.y * GROUP_ROWS; row < args.rows; row += gridDim.y * GROUP_ROWS) {
-        const u32 rows = min(args.rows - row, (u32)GROUP_ROWS);
-        LoraPart own[2] = {};
-        if (lane < rows)
+    const u32 row = blockIdx.y * GROUP_ROWS, rows = min(args.rows - row, (u32)GROUP_ROWS);
+    LoraPart own[2] = {};
+    if (lane < rows)
 #pragma unroll
-            for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
-        Turn<2> turn, ahead;
-        turn.begin(own);
-        ahead = turn;
-        // Nobody still reads what is filled next.
+        for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+    Turn<2> turn, ahead;
+    turn.begin(own);
+    ahead = turn;
+#pragma unroll
+    for (u32 s = 0; s < STAGES - 1; s++) {
+        if (ahead.waiting) stages[warp][s].fetch(own, ahead, column, args.ffn);
+        copy_commit();
+        if (ahead.waiting) ahead.next(own);
+    }
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
+    Raw raw[2];
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+    u32 first[2][2];
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
+    float delta[2][4][4] = {};
+    for (u32 stage = 0; turn.waiting; stage = (stage + 1) % STAGES) {
+        // Nobody still reads the stage that is filled next.
         __syncwarp();
-#pragma unroll
-        for (u32 s = 0; s < STAGES - 1; s++) {
-            // The eight before may have left the first here.
-            if (ahead.waiting && (s > 0 || held != turn.key(own))) stages[warp][s].fetch(own, ahead, column, args.ffn);
-            copy_commit();
-            if (ahead.waiting) ahead.next(own);
-            if (s == 0) held = ahead.waiting ? 0 : turn.key(own);
+        if (ahead.waiting) {
+            stages[warp][(stage + STAGES - 1) % STAGES].fetch(own, ahead, column, args.ffn);
+            ahead.next(own);
         }
-        // B lay there before; y and h come from the kernel before.
-        wait_for_primary();
-        Raw raw[2];
+        copy_commit();
+        copy_wait<STAGES - 1>();
+        __syncwarp();
+        const bool there = turn.served(own) >> g & 1;
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
-        u32 first[2][2];
-#pragma unroll
-        for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
-        float delta[2][4][4] = {};
-        for (u32 stage = 0; turn.waiting; stage = (stage + 1) % STAGES) {
-            // Nobody still reads the stage that is filled next.
-            __syncwarp();
-            if (ahead.waiting) {
-                stages[warp][(stage + STAGES - 1) % STAGES].fetch(own, ahead, column, args.ffn);
-                ahead.next(own);
-            }
-            copy_commit();
-            copy_wait<STAGES - 1>();
-            __syncwarp();
-            const bool there = turn.served(own) >> g & 1;
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) {
-                u32 h[2] = {first[p][0], first[p][1]};
-                if (turn.k > 0) load_h(h, args.lora, from_lane(own[p], g), row + g, turn.k);
-                if (!there) h[0] = h[1] = 0;
-                stages[warp][stage].multiply(p, h, delta[p]);
-            }
-            turn.next(own);
+        for (u32 p = 0; p < 2; p++) {
+            u32 h[2] = {first[p][0], first[p][1]};
+            if (turn.k > 0) load_h(h, args.lora, from_lane(own[p], g), row + g, turn.k);
+            if (!there) h[0] = h[1] = 0;
+            stages[warp][stage].multiply(p, h, delta[p]);
         }
+        turn.next(own);
+    }
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-            const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
-            float gate[8], up[8];
+    for (u32 r = 0; r < 2; r++) {
+        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
+        float gate[8], up[8];
 #pragma unroll
-            for (u32 k = 0; k < 8; k++) {
-                gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
-                up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
-            }
-            if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
+        for (u32 k = 0; k < 8; k++) {
+            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
+            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
         }
+        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
     }
 }

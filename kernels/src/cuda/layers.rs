@@ -17,11 +17,9 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
-/// Blocks of `gated_mlp_stacked` on a multiprocessor.
-const STACKED_BLOCKS: usize = 4;
 /// Head size, least rows and most slots for `qkv_stacked_many`.
 const MANY_HEAD: usize = 128;
-const MANY: usize = 72;
+const MANY: usize = 33;
 const MANY_SLOTS: usize = 8;
 /// Columns of a warp of `residual_norm_stacked`, the most rows of which four blocks share each, and how many share others.
 const WARP_COLUMNS: usize = 128;
@@ -223,11 +221,7 @@ impl CudaBackend {
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked => {
-                // All blocks at once, with about as much to do.
-                let columns = ffn.div_ceil(STACKED_COLUMNS);
-                let most = (STACKED_BLOCKS * self.gpu.probe.multiprocessors / columns).max(1);
-                let eights = rows.div_ceil(STACKED_ROWS);
-                let grid = [columns, eights.div_ceil(eights.div_ceil(most)), 1];
+                let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
                 (&self.kernels.gated_mlp_stacked, self.chained(grid, 128))
             }
             Pending::Tiles => {
