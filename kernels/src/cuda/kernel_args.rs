@@ -131,17 +131,14 @@ pub(super) struct Shrink {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Product {
-    pub(super) lora: Lora,
     pub(super) x: u64,
     pub(super) weight: u64,
     pub(super) y: u64,
     pub(super) rows: u32,
     pub(super) inputs: u32,
-    pub(super) stride: u32,
+    pub(super) outputs: u32,
     pub(super) shares: u32,
     pub(super) wide: u32,
-    pub(super) tiles: u32,
-    pub(super) widths: [u32; 3],
     pub(super) unused: u32,
 }
 
@@ -283,7 +280,7 @@ kernel_args! {
     Gated: 80,
     Stack: 24,
     Shrink: 56,
-    Product: 96,
+    Product: 48,
     Expand: 64,
     Decode: 104,
     Prefill: 80,

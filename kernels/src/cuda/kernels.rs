@@ -36,7 +36,7 @@ pub(super) struct Kernels {
     pub(super) shrink64: CudaFunction,
     pub(super) expand: CudaFunction,
     /// In the order of [`PRODUCT_ROWS`].
-    pub(super) product: [CudaFunction; 3],
+    pub(super) product: [CudaFunction; 2],
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -75,7 +75,7 @@ impl Kernels {
         // Where it does not fit it is not launched.
         let room = |rows| if fits(probe.capability) { product_shared_bytes(rows) } else { 0 };
         let product = |rows: usize| large("product.cu", &format!("product{rows}"), room(rows));
-        let [few, more, most] = PRODUCT_ROWS;
+        let [few, most] = PRODUCT_ROWS;
         let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
         let [small, medium, large] = HEAD_SIZES;
         Ok(Self {
@@ -96,7 +96,7 @@ impl Kernels {
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
             expand: find("expand.cu", "expand")?,
-            product: [product(few)?, product(more)?, product(most)?],
+            product: [product(few)?, product(most)?],
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,

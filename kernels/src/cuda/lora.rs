@@ -1,5 +1,5 @@
-//! A product with its LoRA. `h = x Aᵀ` comes with the product where A lies below W (`stack`), else from a shrink beside it;
-//! `h Bᵀ` joins in the product where rows are few, in the kernel that reads it, or beside it.
+//! A product with its LoRA. `h = x Aᵀ` comes with the product where A lies below W (`stack`), and the kernel that reads y
+//! multiplies it with B. Else a shrink makes it beside the product, and B is multiplied beside it, too, or by the reader.
 
 use super::CudaBackend;
 use super::error::check;
@@ -7,7 +7,6 @@ use super::gemm::{Operands, Product};
 use super::gpu::Shape;
 use super::kernel_args::{Expand, Lora, Shrink};
 use super::memory::padded;
-use super::product::{FewRows, three};
 use super::step::{LARGE_TILE, MOST_SMALL};
 use super::weights::{Linear, product_rows};
 use crate::error::Result;
@@ -25,9 +24,8 @@ const SPLITS: usize = 8;
 const EXPAND_COLUMNS: usize = 256;
 /// Blocks of the expand for each multiprocessor.
 const EXPAND_BLOCKS: usize = 5;
-/// Blocks of the shrink for each multiprocessor: one, so that those of our product fit beside it, or all that it holds
-/// beside cuBLASLt's, which leave no room. Blocks of a second wave would take as long as all others together.
-const SHRINK_BLOCKS_FEW: usize = 1;
+/// Blocks of the shrink for each multiprocessor: all that it holds. Blocks of a second wave would take as long as all others
+/// together.
 const SHRINK_BLOCKS: usize = 3;
 /// How many tiles are reckoned with at most: one a row.
 const USUAL_TILES: usize = 64;
@@ -89,11 +87,12 @@ impl CudaBackend {
             self.reserve_lanes(lanes)?;
         }
         let lora = self.lora(place);
+        let product = Product { rows, inputs, outputs, alike: outputs, wide: false };
         let operands = Operands { x, weight: weight.weight.address(), y };
         if lanes > 0 && stacked > 0 {
             let all = outputs + stacked;
             // SAFETY: as below; the weight has room for so many lanes behind its outputs, and y was reserved for them.
-            unsafe { self.plain_product((rows, inputs, all), outputs, operands)? };
+            unsafe { self.plain_product(Product { outputs: all, ..product }, operands)? };
             let lora = Lora {
                 h: y + 2 * outputs as u64,
                 lane_stride: all as u32,
@@ -103,16 +102,6 @@ impl CudaBackend {
             return Ok(Queued { y, y_stride: all, lora, lora_is: Pending::Stacked, delta: 0 });
         }
         let mut queued = Queued { y, y_stride: outputs, lora, lora_is: Pending::No, delta: 0 };
-        if self.has_few(rows) {
-            let mut product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
-            if lanes > 0 {
-                product.lora = Some((lora, self.step.counts.tiles));
-                self.shrink(lora, (x, inputs), lanes)?;
-            }
-            // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
-            unsafe { self.few_rows(product, operands)? };
-            return Ok(queued);
-        }
         // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
         let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
         if lanes > 0 {
@@ -129,33 +118,32 @@ impl CudaBackend {
                 self.expand(lora, widths, outputs)?;
             }
         }
-        // SAFETY: as above.
-        unsafe { self.plain_product((rows, inputs, outputs), outputs, operands)? };
+        // SAFETY: x has as many rows as products take (`Buffer::new`), the weight its padded shape, y was reserved.
+        unsafe { self.plain_product(product, operands)? };
         if lanes > 0 {
             self.gpu.join()?;
         }
         Ok(queued)
     }
 
-    /// Queues a product without LoRA. All sizes are padded; `alike` as in [`Product`].
+    /// Queues a product, all sizes padded.
     ///
     /// # Safety
     ///
     /// The operands have the product's shapes, and live until it has run.
-    unsafe fn plain_product(
+    pub(super) unsafe fn plain_product(
         &mut self,
-        (rows, inputs, outputs): (usize, usize, usize),
-        alike: usize,
+        product: Product,
         operands: Operands,
     ) -> Result<()> {
-        if self.has_few(rows) {
-            let widths = &[outputs];
-            let product = FewRows { rows, inputs, widths, outputs, wide: false, lora: None };
-            // SAFETY: the caller's promise.
-            return unsafe { self.few_rows(product, operands) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.has_few(product.rows) {
+                self.few_rows(product, operands)
+            } else {
+                self.gemm.run(product, operands)
+            }
         }
-        // SAFETY: as above.
-        unsafe { self.gemm.run(Product { rows, inputs, outputs, alike, wide: false }, operands) }
     }
 
     fn lora(&self, place: Place) -> Lora {
@@ -177,20 +165,18 @@ impl CudaBackend {
             return 1;
         }
         let blocks = rows.min(USUAL_TILES) * lanes.div_ceil(BLOCK_LANES);
-        let each = if self.has_few(rows) { SHRINK_BLOCKS_FEW } else { SHRINK_BLOCKS };
-        let room = each * self.gpu.probe.multiprocessors / blocks;
+        let room = SHRINK_BLOCKS * self.gpu.probe.multiprocessors / blocks;
         let most = (inputs / FEW_ROWS_CHUNK).clamp(1, SPLITS);
         most.min(1 << room.max(1).ilog2())
     }
 
-    /// Queues `h = scale * (x Aᵀ)`: on the side stream, or before a product of few rows.
+    /// Queues `h = scale * (x Aᵀ)`: on the side stream.
     fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
         let splits = self.splits(inputs, lanes);
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);
         let grid = [self.step.counts.tiles, lanes.div_ceil(BLOCK_LANES), splits];
         let large = self.step.tile_rows() == LARGE_TILE;
         let kernel = if large { &self.kernels.shrink64 } else { &self.kernels.shrink16 };
-        let few = self.has_few(self.step.counts.rows);
         let args = Shrink {
             lora,
             x,
@@ -199,12 +185,10 @@ impl CudaBackend {
             chunk: chunk as u32,
             unused: 0,
         };
-        let stream = if few { &self.gpu.compute } else { &self.gpu.side };
-        let shape = Shape { cluster: [1, 1, splits], early: few, ..Shape::new(grid, 256) };
+        let shape = Shape { cluster: [1, 1, splits], ..Shape::new(grid, 256) };
         // SAFETY: tiles lie in the step's block; the tables that they point to belong to adapters that the step holds;
-        // h has room for the step's rows (`reserve_lanes`); nothing else uses h between fork and join, or before the
-        // product that follows.
-        unsafe { self.gpu.launch(kernel, stream, shape, &args) }
+        // h has room for the step's rows (`reserve_lanes`); nothing else uses h between fork and join.
+        unsafe { self.gpu.launch(kernel, &self.gpu.side, shape, &args) }
     }
 
     /// Queues `delta = h Bᵀ` behind the shrink.
@@ -218,7 +202,7 @@ impl CudaBackend {
             delta: self.work.deltas.address(),
             stride: outputs as u32,
             tiles: tiles as u32,
-            widths: three(widths),
+            widths: std::array::from_fn(|part| widths.get(part).map_or(0, |&width| width as u32)),
             unused: 0,
         };
         // It begins with B, which has been there for long.

@@ -1,35 +1,21 @@
-//! Products of few rows, by `product.cu`: as fast as memory gives W, with what LoRA adds.
+//! Products of few rows, by `product.cu`: as fast as memory gives W.
 
 use super::CudaBackend;
-use super::gemm::Operands;
+use super::gemm::{Operands, Product};
 use super::gpu::Shape;
-use super::kernel_args::{Lora, Product};
+use super::kernel_args::Product as ProductArgs;
 use crate::error::{KernelError, Result};
 
 /// Rows that `product.cu` is compiled for; others are padded up to the next.
-pub(super) const PRODUCT_ROWS: [usize; 3] = [8, 16, 32];
+pub(super) const PRODUCT_ROWS: [usize; 2] = [8, 16];
 /// Outputs of a block.
 const OUTPUTS: usize = 128;
 /// K of a stage.
 const CHUNK: usize = 128;
+/// Stages of the ring.
+const STAGES: usize = 3;
 /// Blocks that share K, at most.
 const MOST_SHARES: usize = 4;
-
-/// `y = x Wᵀ`, with LoRA or without.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FewRows<'a> {
-    pub(super) rows: usize,
-    /// Padded, as W is.
-    pub(super) inputs: usize,
-    /// Widths of the parts.
-    pub(super) widths: &'a [usize],
-    /// Padded.
-    pub(super) outputs: usize,
-    /// y in f32 instead of bf16.
-    pub(super) wide: bool,
-    /// What the shrink finds, and how many tiles there may be.
-    pub(super) lora: Option<(Lora, usize)>,
-}
 
 /// Whether a device has what `product.cu` needs: clusters, without which small weights do not fill it, and shared memory for
 /// two blocks on a multiprocessor. Those for desks, from 12 on, have less.
@@ -37,19 +23,9 @@ pub(super) const fn fits(capability: (i32, i32)) -> bool {
     matches!(capability.0, 9 | 10)
 }
 
-/// Stages of the ring, as `product.cu` has them.
-const fn stages(rows: usize) -> usize {
-    if rows <= 16 { 3 } else { 2 }
-}
-
 /// What the ring of the kernel for `rows` rows takes.
 pub(super) const fn product_shared_bytes(rows: usize) -> usize {
-    stages(rows) * (OUTPUTS + rows) * CHUNK * 2
-}
-
-/// Widths of the parts as kernels take them.
-pub(super) fn three(widths: &[usize]) -> [u32; 3] {
-    std::array::from_fn(|part| widths.get(part).map_or(0, |&width| width as u32))
+    STAGES * (OUTPUTS + rows) * CHUNK * 2
 }
 
 impl CudaBackend {
@@ -68,30 +44,27 @@ impl CudaBackend {
         Shape { early: true, ..Shape::new(grid, threads) }
     }
 
-    /// Queues a product of few rows behind what makes x, or behind the shrink.
+    /// Queues a product of few rows, all sizes padded.
     ///
     /// # Safety
     ///
     /// The operands have the product's shapes, and live until it has run.
-    pub(super) unsafe fn few_rows(&self, product: FewRows<'_>, operands: Operands) -> Result<()> {
-        let FewRows { rows, inputs, widths, outputs, wide, lora } = product;
+    pub(super) unsafe fn few_rows(&self, product: Product, operands: Operands) -> Result<()> {
+        let Product { rows, inputs, outputs, wide, .. } = product;
         let Some(variant) = PRODUCT_ROWS.iter().position(|&most| rows <= most) else {
             return Err(KernelError::Unsupported(format!("a product of few rows over {rows}")));
         };
-        let blocks: usize = widths.iter().map(|width| width.div_ceil(OUTPUTS)).sum();
+        let blocks = outputs.div_ceil(OUTPUTS);
         let shares = self.shares(blocks);
-        let args = Product {
-            lora: lora.map_or_else(Lora::default, |(lora, _)| lora),
+        let args = ProductArgs {
             x: operands.x,
             weight: operands.weight,
             y: operands.y,
             rows: rows as u32,
             inputs: inputs as u32,
-            stride: outputs as u32,
+            outputs: outputs as u32,
             shares: shares as u32,
             wide: wide.into(),
-            tiles: lora.map_or(0, |(_, tiles)| tiles) as u32,
-            widths: three(widths),
             unused: 0,
         };
         let shape = Shape {
@@ -100,8 +73,8 @@ impl CudaBackend {
             cluster: [shares, 1, 1],
             ..Shape::new([blocks * shares, 1, 1], 256)
         };
-        // SAFETY: the caller vouches for the operands. W, tiles and B lay there before the step; what the kernels before
-        // it make it waits for.
+        // SAFETY: the caller vouches for the operands. W lay there before the step; what the kernels before it make it
+        // waits for.
         unsafe { self.gpu.launch(&self.kernels.product[variant], &self.gpu.compute, shape, &args) }
     }
 

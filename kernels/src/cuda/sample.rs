@@ -15,7 +15,6 @@ use super::gemm::{Operands, Product};
 use super::gpu::Shape;
 use super::kernel_args::{Gather, Pick};
 use super::memory::{Workspace, padded};
-use super::product::FewRows;
 use super::results::{PICKED_WORDS, Results, TOP_WORDS};
 use super::weights::{Buffer, Linear};
 use crate::args::{RowToken, SampleRow, StepOutput};
@@ -232,17 +231,10 @@ impl CudaBackend {
             x = sampler.gathered.address();
         }
         let operands = Operands { x, weight: head.weight.address(), y: sampler.logits.address() };
-        if self.has_few(rows.len()) {
-            let widths = &[head.outputs];
-            let (rows, inputs) = (rows.len(), stride);
-            let product = FewRows { rows, inputs, widths, outputs, wide: true, lora: None };
-            // SAFETY: the shapes are those of the head and of what was reserved.
-            return unsafe { self.few_rows(product, operands) };
-        }
         let product =
             Product { rows: rows.len(), inputs: stride, outputs, alike: outputs, wide: true };
-        // SAFETY: as above.
-        unsafe { self.gemm.run(product, operands) }
+        // SAFETY: the shapes are those of the head and of what was reserved.
+        unsafe { self.plain_product(product, operands) }
     }
 
     /// Queues what becomes of those logits. Draws come first: what they change they put back where it is scored.
