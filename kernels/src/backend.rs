@@ -12,7 +12,7 @@ use crate::args::{
     AttentionOp, GatedMlpOp, KvShape, ProjectOp, QkvOp, SampleRow, Step, StepOutput,
 };
 use crate::error::Result;
-use crate::weights::{AdapterMemory, DType, HostTensor, LoraWeights, PackedAdapter};
+use crate::weights::{AdapterMemory, DType, HostTensor, LoraWeights, PackedAdapter, Site};
 
 /// What lives on the other side.
 #[derive(Debug, Clone)]
@@ -106,6 +106,10 @@ pub trait Backend: Debug + Send + 'static {
     /// Packs `parts`, stacked by rows, as one weight. `bias` holds one value a row.
     fn upload_linear(&mut self, parts: &[HostTensor], bias: Option<&[f32]>)
     -> Result<Self::Linear>;
+
+    /// Tells which site of the model has a weight, before the first step. A backend that keeps something of adapters beside
+    /// weights does so from the first step on then, and gives the same request the same bits whenever it comes.
+    fn know_site(&mut self, _layer: usize, _site: Site, _weight: &Self::Linear) {}
 
     /// Puts constants on the device.
     fn upload_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;

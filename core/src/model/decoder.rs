@@ -205,20 +205,23 @@ impl<B: Backend> Layer<B> {
         } else {
             None
         };
-        let mut stack = Stack { backend, checkpoint, prefix: format!("model.layers.{layer}.") };
+        let mut stack =
+            Stack { backend, checkpoint, layer, prefix: format!("model.layers.{layer}.") };
         let qkv = stack.upload(
+            Site::Qkv,
             &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
             hidden,
             config.qkv_bias,
         )?;
-        let o = stack.upload(&[("self_attn.o_proj", hidden)], q, config.o_bias)?;
+        let o = stack.upload(Site::O, &[("self_attn.o_proj", hidden)], q, config.o_bias)?;
         let ffn = config.ffn_size;
         let gate_up = stack.upload(
+            Site::GateUp,
             &[("mlp.gate_proj", ffn), ("mlp.up_proj", ffn)],
             hidden,
             config.mlp_bias,
         )?;
-        let down = stack.upload(&[("mlp.down_proj", hidden)], ffn, config.mlp_bias)?;
+        let down = stack.upload(Site::Down, &[("mlp.down_proj", hidden)], ffn, config.mlp_bias)?;
         Ok(Self { input_norm, qkv, qk_norm, o, post_norm, gate_up, down })
     }
 }
@@ -227,12 +230,14 @@ impl<B: Backend> Layer<B> {
 struct Stack<'a, B: Backend> {
     backend: &'a mut B,
     checkpoint: &'a mut Checkpoint,
+    layer: usize,
     prefix: String,
 }
 
 impl<B: Backend> Stack<'_, B> {
     fn upload(
         &mut self,
+        site: Site,
         parts: &[(&str, usize)],
         inputs: usize,
         biased: bool,
@@ -247,6 +252,8 @@ impl<B: Backend> Stack<'_, B> {
             }
         }
         let bias = biased.then_some(bias.as_slice());
-        Ok(self.backend.upload_linear(&weights, bias)?)
+        let weight = self.backend.upload_linear(&weights, bias)?;
+        self.backend.know_site(self.layer, site, &weight);
+        Ok(weight)
     }
 }

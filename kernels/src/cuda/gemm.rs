@@ -2,14 +2,14 @@
 //!
 //! Choosing an algorithm takes cuBLASLt longer than a small product, so each shape is chosen for once and kept. Of those that it
 //! names for a decode step the first is often not the fastest (up to a tenth slower at 64 rows of Llama-3.1-8B), so a few are
-//! timed when a shape comes for the first time.
+//! timed before a step is recorded.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
+use cudarc::driver::sys::CUevent_flags;
 
 use super::error::Context as _;
 use super::gpu::Gpu;
@@ -18,13 +18,12 @@ use crate::error::Result;
 
 /// NVIDIA's advice for Hopper; more than older devices want.
 static WORKSPACE: usize = 32 << 20;
-/// Most rows of a product whose algorithms are timed: those of decode steps, which come again and again.
-const MOST_TIMED_ROWS: usize = 512;
 /// Bytes of the smallest weight for which that is worth it.
 const LEAST_TIMED: usize = 8 << 20;
-/// How many are timed, and how often each.
+/// How many are timed; how many beside that of a product that is alike; and how often each.
 const CANDIDATES: usize = 8;
-const ROUNDS: usize = 3;
+const FEW_CANDIDATES: usize = 4;
+const ROUNDS: usize = 2;
 /// Bytes of weights that are read in a round, so that they come from memory as they do in a step: more than a cache holds.
 const READ: usize = 128 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
@@ -36,7 +35,7 @@ pub(super) struct Product {
     pub(super) rows: usize,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
-    /// Outputs of a product whose algorithms may do well here, too: the library knows less of odd numbers.
+    /// Outputs of a product whose fastest algorithm may do well here, too: the library knows less of odd numbers.
     pub(super) alike: usize,
     /// y in f32 instead of bf16.
     pub(super) wide: bool,
@@ -56,7 +55,18 @@ pub(super) struct Gemm {
     gpu: Arc<Gpu>,
     handle: sys::cublasLtHandle_t,
     workspace: Block,
-    plans: HashMap<Product, Plan>,
+    /// For steps of each kind, so that a prompt's bits do not depend on what was timed before.
+    plans: HashMap<(Product, bool), Plan>,
+    pub(super) step: Kind,
+}
+
+/// What a step's products are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// To be recorded soon, and so run again and again: worth finding the fastest algorithms.
+    Warm,
+    Recorded,
 }
 
 // SAFETY: the handle and the descriptors may be used from any thread, one at a time.
@@ -67,7 +77,7 @@ impl Gemm {
         gpu.context.bind_to_thread().during("binding the device")?;
         let workspace = Block::new(gpu, WORKSPACE, "the workspace of matrix products")?;
         let handle = result::create_handle().during("opening cuBLASLt")?;
-        Ok(Self { gpu: gpu.clone(), handle, workspace, plans: HashMap::new() })
+        Ok(Self { gpu: gpu.clone(), handle, workspace, plans: HashMap::new(), step: Kind::Plain })
     }
 
     /// Queues a product on the compute stream.
@@ -79,20 +89,25 @@ impl Gemm {
         if product.rows == 0 {
             return Ok(());
         }
-        if !self.plans.contains_key(&product) {
+        let key = self.key(product);
+        if !self.plans.contains_key(&key) {
             if self.plans.len() >= MOST_PLANS {
                 self.plans.clear();
             }
             // SAFETY: the caller's promise.
             let plan = unsafe { self.choose(product, operands)? };
-            self.plans.insert(product, plan);
+            self.plans.insert(key, plan);
         }
-        let plan = &self.plans[&product];
+        let plan = &self.plans[&key];
         // SAFETY: as above.
         unsafe { self.queue(plan, &plan.algorithm, operands) }.during("a matrix product")
     }
 
-    /// A plan with the fastest algorithm. Where there is no memory to find it, or a graph is being recorded, with the first.
+    fn key(&self, product: Product) -> (Product, bool) {
+        (product, self.step != Kind::Plain)
+    }
+
+    /// A plan, with the fastest algorithm where it is worth to find it and there is memory for that.
     ///
     /// # Safety
     ///
@@ -102,15 +117,14 @@ impl Gemm {
         let mut plan = Plan::new(product).during(what)?;
         let mut algorithms = plan.candidates(self.handle).during(what)?;
         plan.algorithm = algorithms[0];
-        let recorded = self.gpu.compute.capture_status().during(what)?
-            != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         let bytes = product.outputs * product.inputs * 2;
-        if product.rows > MOST_TIMED_ROWS || bytes < LEAST_TIMED || recorded {
+        if self.step != Kind::Warm || bytes < LEAST_TIMED {
             return Ok(plan);
         }
-        if product.alike != product.outputs {
-            let alike = Plan::new(Product { outputs: product.alike, ..product }).during(what)?;
-            algorithms.extend(alike.candidates(self.handle).during(what)?);
+        let alike = Product { outputs: product.alike, ..product };
+        if let Some(alike) = self.plans.get(&self.key(alike)) {
+            algorithms.truncate(FEW_CANDIDATES);
+            algorithms.push(alike.algorithm);
         }
         // Other weights of the same shape, whatever they are.
         let others = if bytes < READ { READ / bytes } else { 0 };

@@ -52,7 +52,7 @@ use crate::backend::{
     AdapterPacker, Backend, BufferKind, DeviceInfo, DeviceMemory, OpCounters, StepMode,
 };
 use crate::error::{KernelError, Result};
-use crate::weights::{DType, HostTensor, PackedAdapter};
+use crate::weights::{DType, HostTensor, PackedAdapter, Site};
 
 pub use adapter::Adapter;
 pub use probe::{Probe, probe};
@@ -62,10 +62,11 @@ pub use weights::{Buffer, KvCache, Linear, Vector};
 use adapter::{AdapterRoom, Packer};
 use copier::Copier;
 use error::{Context as _, check_below};
-use gemm::Gemm;
+use gemm::{Gemm, Kind};
 use gpu::{Gpu, Shape};
 use graphs::{Graphs, Start};
 use kernels::Kernels;
+use lora::Place;
 use memory::{Block, Workspace, padded};
 use sample::Sampler;
 use stack::{MOST_SLOTS, Stack};
@@ -258,6 +259,11 @@ impl CudaBackend {
         if let Start::Replay(_) = start {
             self.check_limits()?;
         }
+        self.gemm.step = match start {
+            Start::Plain => Kind::Plain,
+            Start::Warm(_) => Kind::Warm,
+            Start::Record(_) | Start::Replay(_) => Kind::Recorded,
+        };
         let (mut rows, mut room) = (self.step.rows, None);
         if let Start::Warm(form) | Start::Record(form) | Start::Replay(form) = start {
             self.step.lanes = form.lanes();
@@ -333,6 +339,10 @@ impl Backend for CudaBackend {
 
     fn upload_linear(&mut self, parts: &[HostTensor], bias: Option<&[f32]>) -> Result<Linear> {
         Linear::upload(&self.gpu, &mut self.staging, parts, bias, self.slots)
+    }
+
+    fn know_site(&mut self, layer: usize, site: Site, weight: &Linear) {
+        self.stack.learn(Place { layer, site }, weight);
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<Vector> {

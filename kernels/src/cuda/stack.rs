@@ -44,7 +44,7 @@ pub(super) struct Stack {
 
 impl Stack {
     /// Remembers a weight. Says whether it was the place's already.
-    fn learn(&mut self, place: Place, weight: &Linear) -> bool {
+    pub(super) fn learn(&mut self, place: Place, weight: &Linear) -> bool {
         let at = place.site.slot(place.layer);
         if self.weights.len() <= at {
             self.weights.resize(at + 1, None);

@@ -74,7 +74,9 @@ impl<B: Backend> Device<B> {
             adapters: packed.map(|packed| backend.upload_adapter(&packed).unwrap()).collect(),
             embedding: linear(&mut backend, &world.embedding),
             poison: linear(&mut backend, &nan),
-            layers: world.layers.iter().map(|layer| upload_layer(&mut backend, layer)).collect(),
+            layers: (world.layers.iter().enumerate())
+                .map(|(index, layer)| upload_layer(&mut backend, index, layer))
+                .collect(),
             last_norm: backend.upload_vector(&world.last_norm).unwrap(),
             heads: world.heads.iter().map(|head| linear(&mut backend, head)).collect(),
             output: StepOutput::default(),
@@ -252,12 +254,14 @@ fn buffers<B: Backend>(backend: &mut B, case: &Case, rows: usize, blocks: usize)
     }
 }
 
-fn upload_layer<B: Backend>(backend: &mut B, layer: &Layer) -> DeviceLayer<B> {
+fn upload_layer<B: Backend>(backend: &mut B, index: usize, layer: &Layer) -> DeviceLayer<B> {
     let parts = |parts: &[Part]| -> Vec<HostTensor> {
         parts.iter().map(|&part| layer.parts[part as usize].clone()).collect()
     };
     let mut linear = |site: Site, bias: Option<&[f32]>| {
-        backend.upload_linear(&parts(site.parts()), bias).unwrap()
+        let weight = backend.upload_linear(&parts(site.parts()), bias).unwrap();
+        backend.know_site(index, site, &weight);
+        weight
     };
     DeviceLayer {
         qkv: linear(Site::Qkv, layer.bias.as_deref()),
