@@ -57,3 +57,57 @@ impl<O: Operands> Pairs<O> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::operands::Single;
+    use crate::cpu::simd::portable::Shaped;
+
+    const STEPS: usize = 3;
+
+    /// Products of `rows` rows with vectors of ones, twos and so on.
+    fn check<S: Simd>(rows: usize, vectors: usize)
+    where
+        Single<(S, S)>: Operands<X = f32, W = f32>,
+    {
+        let x: Vec<f32> = (0..rows * STEPS).map(|i| i as f32).collect();
+        let lanes = S::LANES;
+        let w: Vec<f32> =
+            (0..vectors * STEPS * lanes).map(|i| (1 + i / (STEPS * lanes)) as f32).collect();
+        let mut c = vec![f32::NAN; rows * vectors * lanes];
+        let pairs = Pairs::<Single<(S, S)>> {
+            x: x.as_ptr(),
+            x_stride: STEPS,
+            w_stride: lanes,
+            ahead: 0,
+            steps: STEPS,
+            c: c.as_mut_ptr(),
+            c_stride: vectors * lanes,
+            accumulate: false,
+        };
+        // SAFETY: plain Rust; everything has the sizes that are said.
+        unsafe { pairs.run(rows, vectors, |vector| w[vector * STEPS * lanes..].as_ptr()) }
+        for (i, &found) in c.iter().enumerate() {
+            let (row, vector) = (i / (vectors * lanes), i / lanes % vectors);
+            let expected: f32 = x[row * STEPS..][..STEPS].iter().sum();
+            assert_eq!(
+                found,
+                expected * (vector + 1) as f32,
+                "row {row} of {rows}, vector {vector}"
+            );
+        }
+    }
+
+    /// With the lanes, registers and tiles of every instruction set, whatever this processor has.
+    #[test]
+    fn every_number_of_rows_fits_the_register_tile() {
+        for rows in 1..=100 {
+            for vectors in [1, 2, 4, 7] {
+                check::<Shaped<16, 32, 24, 12>>(rows, vectors);
+                check::<Shaped<8, 16, 8, 6>>(rows, vectors);
+                check::<Shaped<8, 8, 4, 2>>(rows, vectors);
+            }
+        }
+    }
+}
