@@ -62,7 +62,7 @@ pub(super) enum Pending {
 }
 
 impl CudaBackend {
-    /// Queues `x Wᵀ`, and beside it the shrink of the adapters that change the site. x is `[rows, inputs]`.
+    /// Queues `x Wᵀ`, and what belongs to the adapters that change the site. x is `[rows, inputs]`.
     pub(super) fn product(
         &mut self,
         place: Place,
@@ -170,7 +170,7 @@ impl CudaBackend {
         most.min(1 << room.max(1).ilog2())
     }
 
-    /// Queues `h = scale * (x Aᵀ)`: on the side stream.
+    /// Queues `h = scale * (x Aᵀ)` on the side stream.
     fn shrink(&self, lora: Lora, (x, inputs): (u64, usize), lanes: usize) -> Result<()> {
         let splits = self.splits(inputs, lanes);
         let chunk = inputs.div_ceil(splits).next_multiple_of(CHUNK);

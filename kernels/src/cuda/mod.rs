@@ -69,7 +69,7 @@ use kernels::Kernels;
 use lora::Place;
 use memory::{Block, Workspace, padded};
 use sample::Sampler;
-use stack::{MOST_SLOTS, Stack};
+use stack::{Stack, usable};
 use staging::{Letters, Staging};
 use step::StepState;
 use weights::slot_lanes;
@@ -199,7 +199,7 @@ impl CudaBackend {
     /// adapters find room there need no products of their own for A. A slot takes as much memory as A of an adapter of rank 16
     /// on all projections.
     pub fn make_slots(&mut self, slots: usize) {
-        self.slots = slots.min(MOST_SLOTS);
+        self.slots = usable(slots);
     }
 
     /// A weight `[outputs, inputs]` of random numbers, uniform in ±`amplitude`, made on the device; the outputs of all parts

@@ -20,17 +20,20 @@ use crate::error::Result;
 pub(super) const SLOT_RANKS: usize = 16;
 /// How many slots products are made with: as many as a step needs, rounded up.
 const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
-/// The most that anybody makes use of.
-pub(super) const MOST_SLOTS: usize = SIZES[SIZES.len() - 1];
 /// Blocks that share the copy of a site's A.
 const COPY_SHARES: usize = 16;
 /// Words of `StackPlace` in `stack.cu`.
 const PLACE_WORDS: usize = 4;
 
+/// How many of so many slots can be made use of.
+pub(super) fn usable(slots: usize) -> usize {
+    SIZES.into_iter().rfind(|&size| size <= slots).unwrap_or(0)
+}
+
 /// What lies below the weights.
 #[derive(Debug, Default)]
 pub(super) struct Stack {
-    /// By [`Site::slot`](crate::Site::slot): the weights whose products have run last.
+    /// By [`Site::slot`](crate::Site::slot).
     weights: Vec<Option<Arc<Block>>>,
     places: Vec<[u32; PLACE_WORDS]>,
     /// The same on the device.
