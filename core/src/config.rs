@@ -152,7 +152,7 @@ pub enum PoolSize {
 pub struct LoraConfig {
     /// Off refuses every adapter.
     pub enabled: bool,
-    /// Largest rank accepted; no memory is reserved for it.
+    /// Largest rank accepted; others take no more memory than their own rank needs.
     pub max_rank: usize,
     /// Adapters held in host memory at most.
     pub max_host_adapters: usize,

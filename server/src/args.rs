@@ -200,7 +200,8 @@ pub struct Settings {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub lora_modules: Vec<String>,
-    /// Size of the adapter pool, in adapters of the largest rank (default: 8)
+    /// Size of the adapter pool, in adapters of the largest rank (default: 8); a GPU sets half as much aside beside the
+    /// base weights, for 64 adapters of rank 16 at most
     #[arg(long, alias = "max-loras-per-batch")]
     #[serde(alias = "max_loras_per_batch", skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<usize>,
@@ -208,7 +209,7 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_pool_memory: Option<String>,
-    /// Largest rank accepted; no memory is reserved for it (default: 64)
+    /// Largest rank accepted; others take no more memory than their own rank needs (default: 64)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_lora_rank: Option<usize>,
