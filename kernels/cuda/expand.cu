@@ -39,7 +39,7 @@ struct Stage {
 
     // Copies the first ranks, and brings the others near.
     DEVICE void fetch(const LoraPart& part, u32 first, u32 width) {
-        const u32 lane = threadIdx.x % 32, stride = (part.rank + 7) & ~7u;
+        const u32 lane = threadIdx.x % 32, stride = part.stride();
         if (stride) {
 #pragma unroll
             for (u32 i = 0; i < WARP_COLUMNS / 16; i++) {

@@ -141,7 +141,7 @@ struct Stage {
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
             const LoraPart part = from_lane(own[p], turn.leader);
-            const u32 stride = (part.rank + 7) & ~7u, eight = lane % 2, k = turn.k + 8 * eight;
+            const u32 stride = part.stride(), eight = lane % 2, k = turn.k + 8 * eight;
             const u16* from = part.b + (u64)(column + lane / 2) * stride + k;
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
@@ -166,7 +166,7 @@ struct Stage {
 
 // Sixteen ranks of h for the lane's row g, whose own part is given.
 DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row, u32 k) {
-    const u32 stride = (part.rank + 7) & ~7u;
+    const u32 stride = part.stride();
     const u16* from = lora.h + (u64)row * lora.lane_stride + part.lane + k + threadIdx.x % 4 * 2;
     h[0] = k < stride ? *(const u32*)from : 0;
     h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;

@@ -9,11 +9,14 @@
 #define LORA_LANES 16
 
 struct LoraPart {
-    const u16* b;  // [outputs, rank rounded up to 8]
+    const u16* b;  // [outputs, stride()]
     u32 rank;      // 0: the adapter leaves the part alone
     u32 lane;      // its first lane among the site's
     float scale;
     u32 unused;
+
+    // Elements from one row of B to the next.
+    DEVICE u32 stride() const { return (rank + 7) & ~7u; }
 };
 
 struct LoraSite {
@@ -60,7 +63,7 @@ struct FragmentsB {
     uint2 b[4];
 
     DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
-        const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+        const u32 q = threadIdx.x % 4, stride = part.stride();
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
             u32 column = first + 2 * j;
@@ -80,7 +83,7 @@ struct FragmentH {
     u32 a[4];
 
     DEVICE void load(const Lora& lora, const LoraPart& part, u32 k, u32 row, u32 rows) {
-        const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+        const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, stride = part.stride();
         a[0] = a[1] = a[2] = a[3] = 0;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {

@@ -145,7 +145,7 @@ struct PairsB {
 
     // `pair`: the first; `first`: the head's first column.
     DEVICE void load(const LoraPart& part, u32 k, u32 pair, u32 first, u32 half) {
-        const u32 stride = (part.rank + 7) & ~7u;
+        const u32 stride = part.stride();
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
             const u32 at = threadIdx.x % 32 + 32 * (pair + i), left = at < half && k < stride ? stride - k : 0;
@@ -173,7 +173,7 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     for (u32 k = 0; k < part.rank; k += 16) {
         Ranks raw;
         float h[16];
-        raw.load(args.lora.h + (u64)row * args.lora.lane_stride + part.lane + k, ((part.rank + 7) & ~7u) - k);
+        raw.load(args.lora.h + (u64)row * args.lora.lane_stride + part.lane + k, part.stride() - k);
         raw.widen(h);
 #pragma unroll
         for (u32 pair = 0; pair < MOST_PAIRS; pair += 2) {
@@ -194,7 +194,7 @@ struct EightColumns {
     uint2 b[8];
 
     DEVICE void load(const LoraPart& part, u32 k, u32 first) {
-        const u32 q = threadIdx.x % 4, stride = (part.rank + 7) & ~7u;
+        const u32 q = threadIdx.x % 4, stride = part.stride();
         const bool there = k < stride, whole = k + 8 < stride;
         const u16* at = part.b + (u64)first * stride + k + q * (whole ? 4 : 2);
 #pragma unroll

@@ -79,7 +79,7 @@ struct ResidualStackedArgs {
     u32 columns;  // of a block, a multiple of 128
 };
 
-#define MOST_SHARES 8
+#define MOST_SHARES 4
 #define WARP_COLUMNS 128
 
 DEVICE float dot8(uint4 b, const float (&h)[8]) {
@@ -99,7 +99,7 @@ struct Columns {
 
     DEVICE Columns(const LoraPart& part, u32 first, u32 width) {
         const u32 column = first + threadIdx.x % 32 / 2;
-        stride = (part.rank + 7) & ~7u;
+        stride = part.stride();
         from = part.b + (u64)column * stride;
         left = column < width ? width - column : 0;
     }

@@ -66,13 +66,18 @@ impl Model {
         };
         let qkv = [HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD];
         let layers = (0..LAYERS)
-            .map(|_| {
-                Ok(Layer {
+            .map(|index| {
+                let layer = Layer {
                     qkv: linear(backend, &qkv, HIDDEN)?,
                     o: linear(backend, &[HIDDEN], HEADS * HEAD)?,
                     gate_up: linear(backend, &[FFN, FFN], HIDDEN)?,
                     down: linear(backend, &[HIDDEN], FFN)?,
-                })
+                };
+                backend.know_site(index, Site::Qkv, &layer.qkv);
+                backend.know_site(index, Site::O, &layer.o);
+                backend.know_site(index, Site::GateUp, &layer.gate_up);
+                backend.know_site(index, Site::Down, &layer.down);
+                Ok(layer)
             })
             .collect::<Result<_>>()?;
         let kv = KvShape {

@@ -59,7 +59,7 @@ impl CudaBackend {
                 scale,
                 window,
             };
-            let (kernel, shape) = (&self.kernels.decode[variant], self.chained(grid, 128));
+            let (kernel, shape) = (&self.kernels.decode[variant], Shape::early(grid, 128));
             // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.
             unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
         }

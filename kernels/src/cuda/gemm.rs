@@ -15,6 +15,7 @@ use cudarc::driver::sys::CUevent_flags;
 
 use super::error::Context as _;
 use super::gpu::Gpu;
+use super::graphs::Start;
 use super::memory::Block;
 use crate::error::Result;
 
@@ -47,16 +48,9 @@ pub(super) struct Gemm {
     workspace: Block,
     /// For steps of each kind, so that a prompt's bits do not depend on what was timed before.
     plans: HashMap<(Product, bool), Plan>,
-    pub(super) step: Kind,
-}
-
-/// What a step's products are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Plain,
-    /// To be recorded soon, and so run again and again: worth finding the fastest algorithms.
-    Warm,
-    Recorded,
+    /// How the step began whose products these are. One that is to be recorded will run again and again: it is worth finding
+    /// the fastest algorithms.
+    pub(super) step: Start,
 }
 
 // SAFETY: the handle and the descriptors may be used from any thread, one at a time.
@@ -67,7 +61,7 @@ impl Gemm {
         gpu.context.bind_to_thread().during("binding the device")?;
         let workspace = Block::new(gpu, WORKSPACE, "the workspace of matrix products")?;
         let handle = result::create_handle().during("opening cuBLASLt")?;
-        Ok(Self { gpu: gpu.clone(), handle, workspace, plans: HashMap::new(), step: Kind::Plain })
+        Ok(Self { gpu: gpu.clone(), handle, workspace, plans: HashMap::new(), step: Start::Plain })
     }
 
     /// Queues a product on the compute stream.
@@ -94,7 +88,7 @@ impl Gemm {
     }
 
     fn key(&self, product: Product) -> (Product, bool) {
-        (product, self.step != Kind::Plain)
+        (product, self.step != Start::Plain)
     }
 
     /// A plan, with the fastest algorithm where it is worth to find it and there is memory for that.
@@ -108,7 +102,7 @@ impl Gemm {
         let mut algorithms = plan.candidates(self.handle).during(what)?;
         plan.algorithm = algorithms[0];
         let bytes = product.outputs * product.inputs * 2;
-        if self.step != Kind::Warm || bytes < LEAST_TIMED {
+        if !matches!(self.step, Start::Warm(_)) || bytes < LEAST_TIMED {
             return Ok(plan);
         }
         let alike = Product { outputs: product.alike, ..product };

@@ -55,6 +55,11 @@ impl Shape {
     pub(super) const fn new(grid: [usize; 3], threads: usize) -> Self {
         Self { grid, threads, shared: 0, early: false, cluster: [1; 3] }
     }
+
+    /// Of a kernel that waits by itself for the one before.
+    pub(super) const fn early(grid: [usize; 3], threads: usize) -> Self {
+        Self { early: true, ..Self::new(grid, threads) }
+    }
 }
 
 impl Gpu {

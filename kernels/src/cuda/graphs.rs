@@ -48,11 +48,6 @@ impl Form {
         self.rows
     }
 
-    /// Tiles that launches make room for: each row may have an adapter of its own.
-    pub(super) fn tiles(&self) -> usize {
-        self.rows
-    }
-
     pub(super) fn lanes(&self) -> [usize; Site::ALL.len()] {
         self.lanes
     }

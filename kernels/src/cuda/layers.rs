@@ -147,7 +147,7 @@ impl CudaBackend {
             Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS),
             _ => (&self.kernels.qkv, QKV_ROWS),
         };
-        let shape = self.chained([heads, rows.div_ceil(block), 1], 128);
+        let shape = Shape::early([heads, rows.div_ceil(block), 1], 128);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
@@ -196,7 +196,7 @@ impl CudaBackend {
         };
         let threads = (columns / 4).min(NORM_THREADS[shared - 1]);
         let grid = [shares, rows.div_ceil(shared), 1];
-        let shape = Shape { cluster: [shares, 1, 1], ..self.chained(grid, threads) };
+        let shape = Shape { cluster: [shares, 1, 1], ..Shape::early(grid, threads) };
         let kernel = &self.kernels.residual_norm_stacked[shared - 1];
         // SAFETY: `residual_args` has checked the shapes; y and h are what was queued, tiles one a row.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &stacked) }
@@ -222,7 +222,7 @@ impl CudaBackend {
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked => {
                 let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
-                (&self.kernels.gated_mlp_stacked, self.chained(grid, 128))
+                (&self.kernels.gated_mlp_stacked, Shape::early(grid, 128))
             }
             Pending::Tiles => {
                 let grid = [ffn.div_ceil(EXPAND_COLUMNS), self.step.counts.tiles, 1];
@@ -230,7 +230,7 @@ impl CudaBackend {
             }
             Pending::No => {
                 let grid = [ffn.div_ceil(GATED_COLUMNS), rows, 1];
-                (&self.kernels.gated_mlp, self.chained(grid, 256))
+                (&self.kernels.gated_mlp, Shape::early(grid, 256))
             }
         };
         // SAFETY: shapes are checked above; y is what was queued.
@@ -249,6 +249,6 @@ impl CudaBackend {
         let rows = self.step.counts.rows;
         let columns = if rows <= MANY_ROWS { 4 } else { 16 };
         let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
-        Ok(self.chained([rows, 1, 1], threads))
+        Ok(Shape::early([rows, 1, 1], threads))
     }
 }

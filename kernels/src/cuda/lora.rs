@@ -84,9 +84,7 @@ impl CudaBackend {
         let lanes = self.step.lanes[place.site as usize];
         if lanes > 0 {
             self.count_operations(place);
-            self.reserve_lanes(lanes)?;
         }
-        let lora = self.lora(place);
         let product = Product { rows, inputs, outputs, alike: outputs, wide: false };
         let operands = Operands { x, weight: weight.weight.address(), y };
         if lanes > 0 && stacked > 0 {
@@ -97,10 +95,14 @@ impl CudaBackend {
                 h: y + 2 * outputs as u64,
                 lane_stride: all as u32,
                 slot_lanes: weight.slot_lanes as u32,
-                ..lora
+                ..self.lora(place)
             };
             return Ok(Queued { y, y_stride: all, lora, lora_is: Pending::Stacked, delta: 0 });
         }
+        if lanes > 0 {
+            self.reserve_lanes(lanes)?;
+        }
+        let lora = self.lora(place);
         let mut queued = Queued { y, y_stride: outputs, lora, lora_is: Pending::No, delta: 0 };
         // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
         let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
@@ -207,7 +209,7 @@ impl CudaBackend {
         };
         // It begins with B, which has been there for long.
         let grid = [columns, tiles.min(turns.max(1)), 1];
-        let shape = Shape { early: true, ..Shape::new(grid, 128) };
+        let shape = Shape::early(grid, 128);
         // SAFETY: as for the shrink, whose h the kernel waits for; the deltas have the step's rows.
         unsafe { self.gpu.launch(&self.kernels.expand, &self.gpu.side, shape, &args) }
     }

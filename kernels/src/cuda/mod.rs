@@ -62,7 +62,7 @@ pub use weights::{Buffer, KvCache, Linear, Vector};
 use adapter::{AdapterRoom, Packer};
 use copier::Copier;
 use error::{Context as _, check_below};
-use gemm::{Gemm, Kind};
+use gemm::Gemm;
 use gpu::{Gpu, Shape};
 use graphs::{Graphs, Start};
 use kernels::Kernels;
@@ -259,17 +259,13 @@ impl CudaBackend {
         if let Start::Replay(_) = start {
             self.check_limits()?;
         }
-        self.gemm.step = match start {
-            Start::Plain => Kind::Plain,
-            Start::Warm(_) => Kind::Warm,
-            Start::Record(_) | Start::Replay(_) => Kind::Recorded,
-        };
-        let (mut rows, mut room) = (self.step.rows, None);
+        self.gemm.step = start;
+        let (mut rows, mut padded) = (self.step.rows, false);
         if let Start::Warm(form) | Start::Record(form) | Start::Replay(form) = start {
             self.step.lanes = form.lanes();
-            (rows, room) = (form.rows(), Some(form.tiles()));
+            (rows, padded) = (form.rows(), true);
         }
-        self.send_meta(rows, room)?;
+        self.send_meta(rows, padded)?;
         self.counters.steps += 1;
         match start {
             Start::Plain | Start::Warm(_) => Ok(StepMode::Issue),
@@ -287,9 +283,9 @@ impl CudaBackend {
         }
     }
 
-    fn send_meta(&mut self, rows: usize, room: Option<usize>) -> Result<()> {
+    fn send_meta(&mut self, rows: usize, padded: bool) -> Result<()> {
         let split = self.split();
-        let words = self.step.lay_out(rows, split, room);
+        let words = self.step.lay_out(rows, split, padded);
         let room = words.len().next_power_of_two().max(FIRST_META);
         if self.work.meta.reserve(&self.gpu, 4 * room, "a step's metadata")? {
             self.graphs.forget()?;
@@ -342,7 +338,7 @@ impl Backend for CudaBackend {
     }
 
     fn know_site(&mut self, layer: usize, site: Site, weight: &Linear) {
-        self.stack.learn(Place { layer, site }, weight);
+        self.stack.know(Place { layer, site }, weight);
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<Vector> {

@@ -39,11 +39,6 @@ impl CudaBackend {
         rows <= self.most_few()
     }
 
-    /// The shape of a kernel that waits by itself for the one before, and so may start early.
-    pub(super) fn chained(&self, grid: [usize; 3], threads: usize) -> Shape {
-        Shape { early: true, ..Shape::new(grid, threads) }
-    }
-
     /// Queues a product of few rows, all sizes padded.
     ///
     /// # Safety
@@ -69,9 +64,8 @@ impl CudaBackend {
         };
         let shape = Shape {
             shared: product_shared_bytes(PRODUCT_ROWS[variant]),
-            early: true,
             cluster: [shares, 1, 1],
-            ..Shape::new([blocks * shares, 1, 1], 256)
+            ..Shape::early([blocks * shares, 1, 1], 256)
         };
         // SAFETY: the caller vouches for the operands. W lay there before the step; what the kernels before it make it
         // waits for.

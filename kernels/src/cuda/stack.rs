@@ -46,15 +46,12 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    /// Remembers a weight. Says whether it was the place's already.
-    pub(super) fn learn(&mut self, place: Place, weight: &Linear) -> bool {
+    /// Remembers a place's weight.
+    pub(super) fn know(&mut self, place: Place, weight: &Linear) {
         let at = place.site.slot(place.layer);
         if self.weights.len() <= at {
             self.weights.resize(at + 1, None);
             self.places.resize(at + 1, [0; PLACE_WORDS]);
-        }
-        if self.weights[at].as_ref().is_some_and(|known| Arc::ptr_eq(known, &weight.weight)) {
-            return true;
         }
         let inputs = padded(weight.inputs);
         let lanes = weight.weight.address() + (padded(weight.outputs) * inputs * 2) as u64;
@@ -64,7 +61,11 @@ impl Stack {
         // Nothing lies below this one.
         self.slots = Slots::default();
         self.sent = false;
-        false
+    }
+
+    fn knows(&self, place: Place, weight: &Linear) -> bool {
+        let known = self.weights.get(place.site.slot(place.layer)).and_then(Option::as_ref);
+        known.is_some_and(|known| Arc::ptr_eq(known, &weight.weight))
     }
 
     /// Whether there is a weight with room at every site of a model of so many.
@@ -74,8 +75,8 @@ impl Stack {
 }
 
 impl CudaBackend {
-    /// Finds slots for the step's adapters and has those copied that are new there. Where they do not fit, or before all
-    /// weights have been seen, the step has no slots.
+    /// Finds slots for the step's adapters and has those copied that are new there. Where they do not fit, or where not all
+    /// weights are known, the step has no slots.
     pub(super) fn stack_adapters(&mut self) -> Result<()> {
         let stack = &mut self.stack;
         self.step.stacked = 0;
@@ -145,8 +146,8 @@ impl CudaBackend {
     }
 
     /// Lanes below `weight` that its product is to give as well; 0 where the step's adapters do not lie there.
-    pub(super) fn stacked_lanes(&mut self, place: Place, weight: &Linear) -> usize {
-        if self.stack.learn(place, weight) { self.step.stacked * weight.slot_lanes } else { 0 }
+    pub(super) fn stacked_lanes(&self, place: Place, weight: &Linear) -> usize {
+        if self.stack.knows(place, weight) { self.step.stacked * weight.slot_lanes } else { 0 }
     }
 }
 

@@ -197,18 +197,18 @@ impl StepState {
         }
     }
 
-    /// Lays everything out for `rows` rows; `split` is how many items attention had better have. `room` is for how many tiles,
-    /// and then there is room for as many items as any step of so many rows may need.
-    pub(super) fn lay_out(&mut self, rows: usize, split: usize, room: Option<usize>) -> &[u32] {
+    /// Lays everything out for `rows` rows; `split` is how many items attention had better have. `padded`: with room
+    /// for as many tiles and items as any step of so many rows may need.
+    pub(super) fn lay_out(&mut self, rows: usize, split: usize, padded: bool) -> &[u32] {
         self.counts.rows = rows;
         self.cut_tiles();
         self.cut_items(split);
         let has_lora = self.has_lora();
-        self.counts.tiles = room.filter(|_| has_lora).unwrap_or(self.tiles.len());
-        self.counts.items = room.map_or(self.items.len(), |_| rows + split);
+        self.counts.tiles = if padded && has_lora { rows } else { self.tiles.len() };
+        self.counts.items = if padded { rows + split } else { self.items.len() };
         let places = self.counts.places();
         self.words.clear();
-        // Tiles and items past the last are zeros, and so are counts.
+        // Tiles and items past the last are zeros.
         self.words.resize(places.block_tables, 0);
         let filled = [
             (places.tokens, &self.tokens, 0),

@@ -31,7 +31,7 @@ fn decodes(contexts: &[u32]) -> StepState {
 fn items_cover_every_key_once() {
     for (contexts, split) in [(&[0][..], 1), (&[0, 4000, 255, 256], 60), (&[100_000], 264)] {
         let mut state = decodes(contexts);
-        let words = state.lay_out(contexts.len(), split, None).to_vec();
+        let words = state.lay_out(contexts.len(), split, false).to_vec();
         let (counts, places) = (state.counts, state.counts.places());
         assert!(counts.items <= contexts.len() + split, "{contexts:?}");
         let items = words[places.items..places.block_tables].chunks_exact(8);
@@ -50,7 +50,7 @@ fn items_cover_every_key_once() {
 #[test]
 fn a_padded_step_has_room_and_nothing_in_it() {
     let mut state = decodes(&[9, 2]);
-    let words = state.lay_out(4, 10, Some(4)).to_vec();
+    let words = state.lay_out(4, 10, true).to_vec();
     let counts = Counts { rows: 4, tiles: 0, items: 14 };
     assert_eq!(state.counts, counts);
     let places = counts.places();
