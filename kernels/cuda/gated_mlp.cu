@@ -10,9 +10,12 @@ struct GatedArgs {
     u32 ffn;
     u32 rows;
     const u16* delta;  // like y, or null
+    Norm norm;         // of x
+    u32 groups;        // of eight rows, that a warp of `gated_mlp_stacked_many` takes
+    u32 unused;
 };
 
-DEVICE float silu(float x) { return x / (1.0f + __expf(-x)); }
+DEVICE float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
 // Eight columns of a row of y, gate and up.
 struct Raw {
@@ -34,9 +37,9 @@ struct Raw {
         gate = *(const uint4*)y, up = *(const uint4*)(y + args.ffn);
     }
 
-    // `gate_delta` and `up_delta` hold what LoRA adds.
-    DEVICE void finish(const GatedArgs& args, u32 row, u32 i, float (&gate_delta)[8], float (&up_delta)[8],
-                       bool whole = false) const {
+    // `gate_delta` and `up_delta` hold what LoRA adds; `factor` is the row's.
+    DEVICE void finish(const GatedArgs& args, u32 row, u32 i, float factor, const float (&gate_delta)[8],
+                       const float (&up_delta)[8], bool whole = false) const {
         int valid = whole ? 8 : (int)(args.ffn - i);
         float a[8], b[8];
         widen8(gate, a);
@@ -48,7 +51,7 @@ struct Raw {
                 bias_gate = args.bias[i + k];
                 bias_up = args.bias[args.ffn + i + k];
             }
-            a[k] = silu(a[k] + bias_gate + gate_delta[k]) * (b[k] + bias_up + up_delta[k]);
+            a[k] = silu(factor * (a[k] + gate_delta[k]) + bias_gate) * (factor * (b[k] + up_delta[k]) + bias_up);
         }
         store8(args.out + (u64)row * args.out_stride + i, valid, a);
     }
@@ -59,16 +62,17 @@ KERNEL(256, 1) gated_mlp(const GatedArgs args) {
     let_dependents_start();
     wait_for_primary();
     const u32 i = (blockIdx.x * 256 + threadIdx.x) * 8;
+    Raw raw, delta;
+    raw.load(args, args.y, blockIdx.y, i, i < args.ffn);
+    const float factor = factor_of_row(args.norm, blockIdx.y);
     if (i < args.ffn) {
         float gate[8] = {}, up[8] = {};
-        Raw raw, delta;
-        raw.load(args, args.y, blockIdx.y, i, true);
         if (args.delta) {
             delta.load(args, args.delta, blockIdx.y, i, true);
             widen8(delta.gate, gate);
             widen8(delta.up, up);
         }
-        raw.finish(args, blockIdx.y, i, gate, up);
+        raw.finish(args, blockIdx.y, i, factor, gate, up);
     }
 }
 
@@ -95,6 +99,8 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
     for (u32 p = 0; p < 2; p++) b[p].load(parts[p], 0, first_column(column), args.ffn);
     for (u32 from = 0; from < tile.rows; from += 16) {
         const u32 row = tile.first_row + from, rows = min(tile.rows - from, 16u);
+        const float factors[2] = {factor_of_eight(args.norm, row, min(rows, 8u)),
+                                  factor_of_eight(args.norm, row + 8, rows - min(rows, 8u))};
         float delta[2][4][4] = {};
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
@@ -121,7 +127,7 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
             const Raw own = raw[half];
             // The next rows come while these are finished.
             raw[half].load(args, args.y, row + r + 16, i, inside && from + r + 16 < tile.rows);
-            if (r < rows && inside) own.finish(args, row + r, i, gate, up);
+            if (r < rows && inside) own.finish(args, row + r, i, factors[half], gate, up);
         }
     }
 }
@@ -172,6 +178,25 @@ DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row,
     h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;
 }
 
+// Ends rows 2 q and 2 q + 1 of eight from `row` on.
+DEVICE void finish_two(const GatedArgs& args, const Raw (&raw)[2], const LoraPart (&own)[2], float of_x, u32 row, u32 rows,
+                       u32 i, const float (&delta)[2][4][4]) {
+    const u32 q = threadIdx.x % 4;
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
+        const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+        float gate[8], up[8];
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) {
+            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
+            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
+        }
+        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, factor, gate, up, true);
+    }
+}
+
 // With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight
 // of them in two rows; adapters are taken one after the other while B of the next is under way.
 KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
@@ -199,6 +224,7 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     Raw raw[2];
 #pragma unroll
     for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+    const float of_x = factor_of_eight(args.norm, row, rows);
     u32 first[2][2];
 #pragma unroll
     for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
@@ -223,16 +249,56 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
         }
         turn.next(own);
     }
+    finish_two(args, raw, own, of_x, row, rows, i, delta);
+}
+
+// The same for rows that share adapters. Grid: columns / 64, rows / 32 groups. Warps of a block have the same columns, so that
+// what one reads of B the others find in the first-level cache.
+KERNEL(128, 4) gated_mlp_stacked_many(const GatedArgs args) {
+    let_dependents_start();
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const u32 i = blockIdx.x * 64 + g * 8;
+    EightColumns b[2];
+    u64 held = 0;  // whose first ranks `b` holds
+    for (u32 group = 0; group < args.groups; group++) {
+        const u32 row = ((blockIdx.y * 4 + warp) * args.groups + group) * 8;
+        if (row >= args.rows) return;
+        const u32 rows = min(args.rows - row, 8u);
+        LoraPart own[2] = {};
+        if (lane < rows)
 #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
-        float gate[8], up[8];
+            for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
+        Turn<2> turn;
+        turn.begin(own);
+        const u64 key = turn.key(own);
+        if (turn.waiting && key != held)
 #pragma unroll
-        for (u32 k = 0; k < 8; k++) {
-            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
-            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
+            for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], turn.leader), 0, i, args.ffn);
+        held = key;
+        // B lay there before; y and h come from the kernel before.
+        wait_for_primary();
+        Raw raw[2];
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
+        uint2 h[2];
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) h[p] = EightColumns::ranks(args.lora, from_lane(own[p], g), 0, row + g);
+        const float of_x = factor_of_eight(args.norm, row, rows);
+        float delta[2][4][4] = {};
+        while (turn.waiting) {
+            const bool there = turn.served(own) >> g & 1;
+#pragma unroll
+            for (u32 p = 0; p < 2; p++) {
+                uint2 of_turn = h[p];
+                if (turn.k) of_turn = EightColumns::ranks(args.lora, from_lane(own[p], g), turn.k, row + g);
+                b[p].multiply(there ? of_turn : make_uint2(0, 0), delta[p]);
+            }
+            turn.next(own);
+            if (!turn.waiting) break;
+            held = 0;
+#pragma unroll
+            for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], turn.leader), turn.k, i, args.ffn);
         }
-        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, gate, up, true);
+        finish_two(args, raw, own, of_x, row, rows, i, delta);
     }
 }

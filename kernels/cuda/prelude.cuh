@@ -1,4 +1,4 @@
-// What all kernels share: bf16 in registers, loads of eight elements, sums over warps and blocks.
+// What all kernels share: bf16 in registers, loads of eight elements, sums over warps.
 #pragma once
 
 #define FULL_WARP 0xffffffffu
@@ -45,16 +45,5 @@ DEVICE void store8(u16* p, int valid, const float (&v)[8]) {
 DEVICE float warp_sum(float x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
-}
-
-// The sum over a block of up to 32 warps, the same in every thread. `shared` holds 32 floats.
-DEVICE float block_sum(float x, float* shared) {
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    x = warp_sum(x);
-    if (lane == 0) shared[warp] = x;
-    __syncthreads();
-    x = warp_sum(lane < warps ? shared[lane] : 0.0f);
-    __syncthreads();
     return x;
 }

@@ -122,30 +122,6 @@ DEVICE const T* of_peer(const T* shared, u32 peer) {
 #endif
 }
 
-// Says that the block has begun, and waits until all of the cluster have: their shared memory is there from then on.
-DEVICE void say_begun() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-
-DEVICE void wait_for_begun() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// Stores at the same place in the shared memory of a cluster's block.
-DEVICE void store_to_peer(float* shared, u32 peer, float v) {
-#if __CUDA_ARCH__ >= 900
-    u32 at;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(shared)), "r"(peer));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
-#else
-    *shared = v;
-#endif
-}
-
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most `PENDING` committed groups are under way.

@@ -23,8 +23,9 @@ struct QkvArgs {
     u32 block_size;
     float eps;
     u32 rows;
-    u32 unused;
-    Lora lora;  // for `qkv_stacked`
+    u32 groups;  // of eight rows, that a warp of `qkv_stacked_many` takes
+    Lora lora;   // for the kernels with LoRA
+    Norm norm;   // of x
 };
 
 // Which head of which part a block or warp makes.
@@ -47,6 +48,15 @@ struct Head {
     }
 };
 
+// What was known of a row before the product.
+struct Row {
+    u32 row;
+    u32 position;
+    u32 slot;
+
+    DEVICE Row(const QkvArgs& args, u32 row) : row(row), position(args.positions[row]), slot(args.slots[row]) {}
+};
+
 #define MOST_PAIRS 4  // of a lane, in heads of up to 256
 
 // A lane's elements of a head's row: `lane + 32 i`, and those half a head behind them, with which they are turned.
@@ -62,7 +72,6 @@ struct Pairs {
             low[i] = high[i] = 0.0f;
             if (threadIdx.x % 32 + 32 * i >= half) continue;
             low[i] = to_f32(y[32 * i]), high[i] = to_f32(y[32 * i + half]);
-            if (args.bias) low[i] += args.bias[first + 32 * i], high[i] += args.bias[first + 32 * i + half];
             if (args.delta) {
                 const u16* delta = args.delta + (u64)row * args.y_stride + first;
                 low[i] += to_f32(delta[32 * i]), high[i] += to_f32(delta[32 * i + half]);
@@ -70,13 +79,21 @@ struct Pairs {
         }
     }
 
-    // Normed, turned, and stored.
-    DEVICE void finish(const QkvArgs& args, const Head& head, u32 row) const {
+    // With bias, normed, turned, and stored.
+    DEVICE void finish(const QkvArgs& args, const Head& head, const Row& row) {
         const u32 lane = threadIdx.x % 32, half = args.d / 2;
         const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
-        const float* angles = args.rope + (u64)args.positions[row] * args.d;
-        u16* out = head.place(args, row, args.slots[row]);
+        const float* angles = args.rope + (u64)row.position * args.d;
+        u16* out = head.place(args, row.row, row.slot);
+        const float of_x = factor_of_row(args.norm, row.row);
         float factor = 1.0f;
+#pragma unroll
+        for (u32 i = 0; i < MOST_PAIRS; i++) {
+            low[i] *= of_x, high[i] *= of_x;
+            if (!args.bias || lane + 32 * i >= half) continue;
+            const float* bias = args.bias + blockIdx.x * args.d + lane + 32 * i;
+            low[i] += bias[0], high[i] += bias[half];
+        }
         if (norm) {
             float sum = 0.0f;
 #pragma unroll
@@ -104,10 +121,11 @@ KERNEL(128, 1) qkv(const QkvArgs args) {
     let_dependents_start();
     const u32 row = blockIdx.y * 4 + threadIdx.x / 32;
     if (row >= args.rows) return;
+    const Row own(args, row);
     wait_for_primary();
     Pairs pairs;
     pairs.load(args, row);
-    pairs.finish(args, Head(args, blockIdx.x), row);
+    pairs.finish(args, Head(args, blockIdx.x), own);
 }
 
 // Sixteen ranks of h, or the last eight and zeros, and of B for one column.
@@ -163,6 +181,7 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     if (row >= args.rows) return;
     const Head head(args, blockIdx.x);
     const u32 half = args.d / 2, first = head.own * args.d;
+    const Row own(args, row);
     const LoraPart part = part_of_row(args.lora, row, head.part);
     PairsB b;
     b.load(part, 0, 0, first, half);
@@ -186,113 +205,81 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
             }
         }
     }
-    pairs.finish(args, head, row);
+    pairs.finish(args, head, own);
 }
 
-// Sixteen ranks (or the last eight, then zeros) of B for the lane's eight columns from `first` on.
-struct EightColumns {
-    uint2 b[8];
-
-    DEVICE void load(const LoraPart& part, u32 k, u32 first) {
-        const u32 q = threadIdx.x % 4, stride = part.stride();
-        const bool there = k < stride, whole = k + 8 < stride;
-        const u16* at = part.b + (u64)first * stride + k + q * (whole ? 4 : 2);
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            b[i] = make_uint2(0, 0);
-            if (there && whole) b[i] = __ldg((const uint2*)(at + i * stride));
-            if (there && !whole) b[i].x = __ldg((const u32*)(at + i * stride));
-        }
-    }
-
-    // delta += B hᵀ: delta[j][2 i + r] is for column 2 j + i of the lane's and row 2 q + r.
-    DEVICE void multiply(uint2 h, float (&delta)[4][4]) const {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) mma16(delta[j], b[2 * j].x, b[2 * j + 1].x, b[2 * j].y, b[2 * j + 1].y, h.x, h.y);
-    }
-};
-
-// For heads of 128 and many rows of few adapters: a warp makes eight rows of a head, which share what it reads of B. A lane
-// has columns 8 g .. 8 g + 7 and those half a head behind them, of rows 2 q and 2 q + 1. Grid: heads + 2 kv heads, rows / 32.
-KERNEL(128, 3) qkv_stacked_many(const QkvArgs args) {
+// For heads of 128 and many rows of few adapters: a warp makes eight rows of a head at a time, which share what it reads of B. A
+// lane has columns 8 g .. 8 g + 7 and those half a head behind them, of rows 2 q and 2 q + 1. Grid: heads + 2 kv heads,
+// rows / (8 groups warps).
+KERNEL(64, 4) qkv_stacked_many(const QkvArgs args) {
     let_dependents_start();
-    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 row = (blockIdx.y * 4 + threadIdx.x / 32) * 8, rows = min(args.rows - row, 8u);
-    if (row >= args.rows) return;
+    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warps = blockDim.x / 32;
     const Head head(args, blockIdx.x);
-    const u32 column = head.own * 128 + 8 * g;
-    LoraPart own[1] = {};
-    if (lane < rows) own[0] = part_of_row(args.lora, row + lane, head.part);
-    Turn<1> turn;
-    turn.begin(own);
-    EightColumns b[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) b[half].load(from_lane(own[0], turn.leader), 0, column + 64 * half);
-    // B lay there before; y and h come from the kernel before.
-    wait_for_primary();
-    uint4 y[2][2];
-#pragma unroll
-    for (u32 r = 0; r < 2; r++)
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + blockIdx.x * 128 + 64 * half + 8 * g;
-            y[r][half] = 2 * q + r < rows ? *(const uint4*)at : make_uint4(0, 0, 0, 0);
-        }
-    float delta[2][4][4] = {};
-    while (turn.waiting) {
-        const LoraPart part = from_lane(own[0], turn.leader), of_row = from_lane(own[0], g);
-        const u32 k = turn.k + q * (turn.k + 8 < part.rank ? 4 : 2);
-        const u16* at = args.lora.h + (u64)(row + g) * args.lora.lane_stride + of_row.lane + k;
-        uint2 h = make_uint2(0, 0);
-        if (turn.served(own) >> g & 1) {
-            if (turn.k + 8 < part.rank)
-                h = *(const uint2*)at;
-            else
-                h.x = *(const u32*)at;
-        }
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) b[half].multiply(h, delta[half]);
-        turn.next(own);
-        if (turn.waiting)
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) b[half].load(from_lane(own[0], turn.leader), turn.k, column + 64 * half);
-    }
+    const u32 column = head.own * 128 + 8 * g, width = 128 * (head.part == 0 ? args.heads : args.kv_heads);
     const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
+    InTurn<2> b;
+    for (u32 group = 0; group < args.groups; group++) {
+        const u32 row = ((blockIdx.y * warps + threadIdx.x / 32) * args.groups + group) * 8;
+        if (row >= args.rows) return;
+        const u32 rows = min(args.rows - row, 8u);
+        LoraPart own[1] = {};
+        u32 position = 0, slot = NO_SLOT;
+        if (lane < rows) {
+            own[0] = part_of_row(args.lora, row + lane, head.part);
+            position = args.positions[row + lane], slot = args.slots[row + lane];
+        }
+        b.begin(own, column, width);
+        // B lay there before; y and h come from the kernel before.
+        wait_for_primary();
+        const uint2 h = EightColumns::ranks(args.lora, from_lane(own[0], g), 0, row + g);
+        uint4 y[2][2];
 #pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const float scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-        float low[8], high[8], sum = 0.0f;
-        widen8(y[r][0], low);
-        widen8(y[r][1], high);
+        for (u32 r = 0; r < 2; r++)
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            if (args.bias) {
-                const float* bias = args.bias + blockIdx.x * 128 + 8 * g + i;
-                low[i] += bias[0], high[i] += bias[64];
+            for (u32 half = 0; half < 2; half++) {
+                const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + blockIdx.x * 128 + 64 * half + 8 * g;
+                y[r][half] = 2 * q + r < rows ? *(const uint4*)at : make_uint4(0, 0, 0, 0);
             }
-            low[i] += delta[0][i / 2][2 * (i % 2) + r] * scale;
-            high[i] += delta[1][i / 2][2 * (i % 2) + r] * scale;
-            sum += low[i] * low[i] + high[i] * high[i];
-        }
-        if (norm) {
+        const float of_x = factor_of_eight(args.norm, row, rows);
+        float delta[2][4][4] = {};
+        while (b.turn.waiting) b.multiply(own, args.lora, row, h, delta), b.advance(own, column, width);
 #pragma unroll
-            for (u32 offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
-            const float factor = 1.0f / sqrtf(sum / 128.0f + args.eps);
+        for (u32 r = 0; r < 2; r++) {
+            const float scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+            const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+            const u32 at = __shfl_sync(FULL_WARP, position, 2 * q + r), to = __shfl_sync(FULL_WARP, slot, 2 * q + r);
+            float low[8], high[8], sum = 0.0f;
+            widen8(y[r][0], low);
+            widen8(y[r][1], high);
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) low[i] *= factor * norm[8 * g + i], high[i] *= factor * norm[64 + 8 * g + i];
-        }
-        if (2 * q + r >= rows) continue;
-        const u32 own_row = row + 2 * q + r;
-        u16* out = head.place(args, own_row, args.slots[own_row]);
-        if (!out) continue;
-        const float* angles = args.rope + (u64)args.positions[own_row] * 128 + 8 * g;
-        float turned[2][8];
+            for (u32 i = 0; i < 8; i++) {
+                low[i] = factor * (low[i] + delta[0][i / 2][2 * (i % 2) + r] * scale);
+                high[i] = factor * (high[i] + delta[1][i / 2][2 * (i % 2) + r] * scale);
+                if (args.bias) {
+                    const float* bias = args.bias + blockIdx.x * 128 + 8 * g + i;
+                    low[i] += bias[0], high[i] += bias[64];
+                }
+                sum += low[i] * low[i] + high[i] * high[i];
+            }
+            if (norm) {
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const float c = head.part == 2 ? 1.0f : angles[i], s = head.part == 2 ? 0.0f : angles[64 + i];
-            turned[0][i] = low[i] * c - high[i] * s, turned[1][i] = high[i] * c + low[i] * s;
+                for (u32 offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+                const float divisor = 1.0f / sqrtf(sum / 128.0f + args.eps);
+#pragma unroll
+                for (u32 i = 0; i < 8; i++) low[i] *= divisor * norm[8 * g + i], high[i] *= divisor * norm[64 + 8 * g + i];
+            }
+            if (2 * q + r >= rows) continue;
+            u16* out = head.place(args, row + 2 * q + r, to);
+            if (!out) continue;
+            const float* angles = args.rope + (u64)at * 128 + 8 * g;
+            float turned[2][8];
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                const float c = head.part == 2 ? 1.0f : angles[i], s = head.part == 2 ? 0.0f : angles[64 + i];
+                turned[0][i] = low[i] * c - high[i] * s, turned[1][i] = high[i] * c + low[i] * s;
+            }
+            store8(out + 8 * g, 8, turned[0]);
+            store8(out + 64 + 8 * g, 8, turned[1]);
         }
-        store8(out + 8 * g, 8, turned[0]);
-        store8(out + 64 + 8 * g, 8, turned[1]);
     }
 }

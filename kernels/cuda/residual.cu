@@ -1,86 +1,131 @@
-// residual += y + bias + LoRA; normed = rms_norm(residual). Strides are multiples of 8; what lies past the width is zero.
-
-#define MAX_KEPT 4  // times four columns a thread
+// residual += y + bias + LoRA; x = residual * weight, and sums of squares (`norm.cuh`). Strides are multiples of 8; what lies
+// past the width is zero.
 
 struct ResidualArgs {
-    const u16* y;       // [rows, stride]: the product; null: the norm alone
+    Lora lora;          // for the kernels with LoRA
+    const u16* y;       // [rows, y_stride]: the product; null: the norm alone
     const u16* delta;   // like y: what LoRA adds, or null
     const float* bias;  // [width] or null
     float* residual;    // [rows, stride]
     const float* weight;
-    u16* normed;  // [rows, stride]
+    u16* x;  // [rows, stride]
+    Norm norm;
+    u32 y_stride;
     u32 stride;
-    u32 width;
-    float eps;
+    u32 rows;
+    u32 columns;  // of a block of `residual`
+    u32 groups;   // of eight rows, that a block of `residual_stacked_many` takes
     u32 unused;
 };
 
-DEVICE void add4(float4& x, const float4& y) { x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w; }
-
-DEVICE float4 widen4(uint2 raw) {
-    return make_float4(low_f32(raw.x), high_f32(raw.x), low_f32(raw.y), high_f32(raw.y));
-}
-
-// Grid: rows. A block holds its row in registers: at least width / 16 threads.
-template <bool ADD>
-DEVICE void norm_row(const ResidualArgs& args) {
-    __shared__ float sums[32];
-    let_dependents_start();
-    wait_for_primary();
-    const u64 row = (u64)blockIdx.x * args.stride;
-    float4 kept[MAX_KEPT];
-    float sum = 0.0f;
+template <u32 N>
+DEVICE void load_floats(const float* from, float (&v)[N]) {
 #pragma unroll
-    for (u32 k = 0; k < MAX_KEPT; k++) {
-        u32 i = (k * blockDim.x + threadIdx.x) * 4;
-        if (i < args.stride) {
-            float4 x = *(const float4*)(args.residual + row + i);
-            if (ADD) {
-                add4(x, widen4(*(const uint2*)(args.y + row + i)));
-                if (args.bias) add4(x, *(const float4*)(args.bias + i));
-                if (args.delta) add4(x, widen4(*(const uint2*)(args.delta + row + i)));
-                *(float4*)(args.residual + row + i) = x;
-            }
-            kept[k] = x;
-            sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-        }
-    }
-    sum = block_sum(sum, sums);
-    float factor = 1.0f / sqrtf(sum / (float)args.width + args.eps);
-#pragma unroll
-    for (u32 k = 0; k < MAX_KEPT; k++) {
-        u32 i = (k * blockDim.x + threadIdx.x) * 4;
-        if (i < args.stride) {
-            float4 x = kept[k], w = *(const float4*)(args.weight + i);
-            *(uint2*)(args.normed + row + i) =
-                make_uint2(pack_bf16(x.x * (factor * w.x), x.y * (factor * w.y)),
-                           pack_bf16(x.z * (factor * w.z), x.w * (factor * w.w)));
-        }
+    for (u32 k = 0; k < N; k += 4) {
+        const float4 four = *(const float4*)(from + k);
+        v[k] = four.x, v[k + 1] = four.y, v[k + 2] = four.z, v[k + 3] = four.w;
     }
 }
 
-KERNEL(1024, 1) rms_norm(const ResidualArgs args) { norm_row<false>(args); }
+// Neighbouring columns of a row of y.
+template <u32 N>
+struct Product {
+    u32 pairs[N / 2];
 
-KERNEL(1024, 1) residual_norm(const ResidualArgs args) { norm_row<true>(args); }
+    DEVICE void load(const u16* from) {
+        if (N == 8) {
+            const uint4 raw = *(const uint4*)from;
+            pairs[0] = raw.x, pairs[1] = raw.y, pairs[N / 2 - 2] = raw.z, pairs[N / 2 - 1] = raw.w;
+        } else {
+            const uint2 raw = *(const uint2*)from;
+            pairs[0] = raw.x, pairs[1] = raw.y;
+        }
+    }
 
-// The same with LoRA where A lies below W: rows of a block that share an adapter share what it reads of B.
-struct ResidualStackedArgs {
-    Lora lora;
-    const u16* y;  // [rows, y_stride]
-    const float* bias;
-    float* residual;
-    const float* weight;
-    u16* normed;
-    u32 y_stride;
-    u32 stride;
-    u32 width;
-    float eps;
-    u32 rows;
-    u32 columns;  // of a block, a multiple of 128
+    DEVICE void add_to(float (&v)[N]) const {
+#pragma unroll
+        for (u32 k = 0; k < N; k += 2) v[k] += low_f32(pairs[k / 2]), v[k + 1] += high_f32(pairs[k / 2]);
+    }
 };
 
-#define MOST_SHARES 4
-#define WARP_COLUMNS 128
+// What columns have from the start: before the kernel before has ended.
+template <u32 N>
+struct Constants {
+    float weight[N];
+    float bias[N];
+
+    DEVICE void load(const ResidualArgs& args, u32 i) {
+#pragma unroll
+        for (u32 k = 0; k < N; k++) weight[k] = bias[k] = 0.0f;
+        if (i >= args.stride) return;
+        load_floats(args.weight + i, weight);
+        if (args.bias) load_floats(args.bias + i, bias);
+    }
+};
+
+// Ends columns of a row whose residual, y and LoRA `v` holds. Returns their sum of squares.
+template <u32 N>
+DEVICE float finish(const ResidualArgs& args, const Constants<N>& constants, u32 row, u32 i, float (&v)[N]) {
+    const u64 at = (u64)row * args.stride + i;
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 k = 0; k < N; k++) {
+        v[k] += constants.bias[k];
+        sum += v[k] * v[k];
+    }
+    if (args.y)
+#pragma unroll
+        for (u32 k = 0; k < N; k += 4)
+            *(float4*)(args.residual + at + k) = make_float4(v[k], v[k + 1], v[k + 2], v[k + 3]);
+    u32 pairs[N / 2];
+#pragma unroll
+    for (u32 k = 0; k < N; k += 2)
+        pairs[k / 2] = pack_bf16(v[k] * constants.weight[k], v[k + 1] * constants.weight[k + 1]);
+    if (N == 8)
+        *(uint4*)(args.x + at) = make_uint4(pairs[0], pairs[1], pairs[N / 2 - 2], pairs[N / 2 - 1]);
+    else
+        *(uint2*)(args.x + at) = make_uint2(pairs[0], pairs[1]);
+    return sum;
+}
+
+// The sum over a block of so many warps, in its first thread.
+template <u32 WARPS>
+DEVICE float sum_of_block(float x, float (&shared)[WARPS]) {
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0.0f;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) x += shared[w];
+    return x;
+}
+
+// Grid: pieces, rows. A thread has four columns at a time, so that a warp takes whole lines of the residual.
+KERNEL(256, 1) residual(const ResidualArgs args) {
+    __shared__ float sums[8];
+    let_dependents_start();
+    const u32 row = blockIdx.y, end = min((blockIdx.x + 1) * args.columns, args.stride);
+    u32 i = blockIdx.x * args.columns + threadIdx.x * 4;
+    Constants<4> constants;
+    constants.load(args, i);
+    wait_for_primary();
+    float sum = 0.0f;
+    while (i < end) {
+        const u64 at = (u64)row * args.y_stride + i;
+        Product<4> y = {}, delta = {};
+        float v[4];
+        if (args.y) y.load(args.y + at);
+        if (args.delta) delta.load(args.delta + at);
+        load_floats(args.residual + (u64)row * args.stride + i, v);
+        y.add_to(v);
+        delta.add_to(v);
+        sum += finish(args, constants, row, i, v);
+        i += 1024;
+        if (i < end) constants.load(args, i);
+    }
+    sum = sum_of_block(sum, sums);
+    if (threadIdx.x == 0) args.norm.squares[(u64)row * args.norm.pieces + blockIdx.x] = sum;
+}
 
 DEVICE float dot8(uint4 b, const float (&h)[8]) {
     float v[8], sum = 0.0f;
@@ -90,155 +135,129 @@ DEVICE float dot8(uint4 b, const float (&h)[8]) {
     return sum;
 }
 
-// B of one part for a warp's columns: two neighbouring lanes have the two halves of sixteen ranks of a column, so that a load
-// takes whole lines. Load `j` is for column 16 j + lane / 2.
+// B for a warp's 128 columns: two neighbouring lanes have the two halves of sixteen ranks of a column, so that a load takes
+// whole lines. Load `j` is for column 16 j + lane / 2.
 struct Columns {
-    const u16* from;
-    u32 stride;
-    u32 left;  // columns from the lane's first on
+    uint4 b[8];
 
-    DEVICE Columns(const LoraPart& part, u32 first, u32 width) {
-        const u32 column = first + threadIdx.x % 32 / 2;
-        stride = part.stride();
-        from = part.b + (u64)column * stride;
-        left = column < width ? width - column : 0;
-    }
-
-    // Those of loads from `j` on, `k` being the lane's first rank.
-    template <u32 LOADS>
-    DEVICE void load(uint4 (&b)[LOADS], u32 j, u32 k) const {
+    DEVICE void load(const LoraPart& part, u32 first, u32 width, u32 k) {
+        const u32 stride = part.stride(), column = first + threadIdx.x % 32 / 2;
+        const u16* from = part.b + (u64)column * stride + k;
 #pragma unroll
-        for (u32 i = 0; i < LOADS; i++) {
-            b[i] = make_uint4(0, 0, 0, 0);
-            if (16 * (j + i) < left && k < stride) b[i] = __ldg((const uint4*)(from + (u64)(16 * (j + i)) * stride + k));
+        for (u32 j = 0; j < 8; j++) {
+            b[j] = make_uint4(0, 0, 0, 0);
+            if (column + 16 * j < width && k < stride) b[j] = __ldg((const uint4*)(from + (u64)(16 * j) * stride));
         }
     }
 };
 
 // Adds up halves of ranks, and gives each lane four neighbouring columns.
-DEVICE float4 own_columns(const float (&sums)[8], float* turned) {
+DEVICE void own_columns(const float (&sums)[8], float* turned, float (&own)[4]) {
     const u32 lane = threadIdx.x % 32, odd = lane % 2;
-    float own[4];
+    float half[4];
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
         const float other = __shfl_xor_sync(FULL_WARP, odd ? sums[j] : sums[j + 4], 1);
-        own[j] = (odd ? sums[j + 4] : sums[j]) + other;
+        half[j] = (odd ? sums[j + 4] : sums[j]) + other;
     }
-    __syncwarp();
     // Odd lanes go another way round, so that all go to banks of their own.
 #pragma unroll
-    for (u32 j = 0; j < 4; j++) turned[16 * ((odd ? j ^ 1 : j) + 4 * odd) + lane / 2] = odd ? own[j ^ 1] : own[j];
+    for (u32 j = 0; j < 4; j++) turned[16 * ((odd ? j ^ 1 : j) + 4 * odd) + lane / 2] = odd ? half[j ^ 1] : half[j];
     __syncwarp();
-    return *(const float4*)(turned + 4 * lane);
+    load_floats(turned + 4 * lane, own);
 }
 
-template <u32 ROWS>
-DEVICE void norm_rows_with_lora(const ResidualStackedArgs& args) {
-    constexpr u32 LOADS = 4 / ROWS;
-    __shared__ float sums[32];
-    __shared__ float of_peers[MOST_SHARES][ROWS];
-    __shared__ __align__(16) float turned[32][WARP_COLUMNS];
+// With LoRA where A lies below W, for any adapters. Grid: columns / 512, rows. A warp has 128 columns.
+KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
+    __shared__ __align__(16) float turned[4][128];
+    __shared__ float sums[4];
     let_dependents_start();
-    const Lora& lora = args.lora;
-    const u32 row = blockIdx.y * ROWS, rows = min(args.rows - row, ROWS), shares = gridDim.x;
-    const u32 start = blockIdx.x * args.columns, end = min(start + args.columns, args.stride);
-    if (shares > 1) say_begun();
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = blockDim.x * 4, half = lane % 2 * 8;
-    LoraPart parts[ROWS];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.y, half = lane % 2 * 8;
+    const u32 first = (blockIdx.x * 4 + warp) * 128, i = first + 4 * lane;
+    const LoraPart part = part_of_row(args.lora, row, 0);
+    Columns b;
+    b.load(part, first, args.norm.width, half);
+    Constants<4> constants;
+    constants.load(args, i);
+    // B lay there before; y and h come from the kernel before.
+    wait_for_primary();
+    Product<4> y = {};
+    float v[4] = {}, delta[8] = {};
+    if (i < args.stride) {
+        y.load(args.y + (u64)row * args.y_stride + i);
+        load_floats(args.residual + (u64)row * args.stride + i, v);
+    }
+    const u16* ranks = args.lora.h + (u64)row * args.lora.lane_stride + part.lane + half;
+    for (u32 k = 0; k < part.rank; k += 16) {
+        if (k > 0) b.load(part, first, args.norm.width, k + half);
+        float h[8];
+        widen8(k + half < part.rank ? *(const uint4*)(ranks + k) : make_uint4(0, 0, 0, 0), h);
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r++) parts[r] = part_of_row(lora, row + min(r, rows - 1), 0);
-    float total[ROWS] = {};
-    float4 kept[ROWS];
-    bool waited = false;
-    for (u32 first = start + warp * WARP_COLUMNS; first < end; first += step) {
-        const u32 i = first + lane * 4;
-        uint2 y[ROWS];
-        float delta[ROWS][8];
+        for (u32 j = 0; j < 8; j++) delta[j] += dot8(b.b[j], h);
+    }
+    float own[4], sum = 0.0f;
+    own_columns(delta, turned[warp], own);
+    if (i < args.stride) {
+        y.add_to(v);
 #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            kept[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f), y[r] = make_uint2(0, 0);
-#pragma unroll
-            for (u32 j = 0; j < 8; j++) delta[r][j] = 0.0f;
-        }
-        uint4 b[LOADS];
-        Columns(parts[0], first, args.width).load(b, 0, half);
+        for (u32 k = 0; k < 4; k++) v[k] += own[k] * part.scale;
+        sum = finish(args, constants, row, i, v);
+    }
+    sum = sum_of_block(sum, sums);
+    if (threadIdx.x == 0) args.norm.squares[(u64)row * args.norm.pieces + blockIdx.x] = sum;
+}
+
+// The same for rows that share adapters. Grid: columns / 256, rows / (8 groups). A warp has 64 columns, a lane eight of them in
+// rows 2 q and 2 q + 1 of a group.
+KERNEL(128, 3) residual_stacked_many(const ResidualArgs args) {
+    __shared__ float sums[2][4][8];
+    let_dependents_start();
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    const u32 i = blockIdx.x * 256 + warp * 64 + 8 * g;
+    const bool inside = i < args.stride;
+    Constants<8> constants;
+    constants.load(args, i);
+    InTurn<1> b;
+    for (u32 group = 0; group < args.groups; group++) {
+        const u32 row = (blockIdx.y * args.groups + group) * 8, rows = min(args.rows - row, 8u);
+        if (row >= args.rows) break;
+        LoraPart own[1] = {};
+        if (lane < rows) own[0] = part_of_row(args.lora, row + lane, 0);
+        b.begin(own, i, args.norm.width);
         // B lay there before; y and h come from the kernel before.
-        if (!waited) wait_for_primary();
-        waited = true;
+        wait_for_primary();
+        const uint2 h = EightColumns::ranks(args.lora, from_lane(own[0], g), 0, row + g);
+        Product<8> y[2];
+        float v[2][8];
 #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            if (i >= end || r >= rows) continue;
-            y[r] = *(const uint2*)(args.y + (u64)(row + r) * args.y_stride + i);
-            kept[r] = *(const float4*)(args.residual + (u64)(row + r) * args.stride + i);
+        for (u32 r = 0; r < 2; r++) {
+            if (!inside || 2 * q + r >= rows) continue;
+            const u32 at = row + 2 * q + r;
+            y[r].load(args.y + (u64)at * args.y_stride + i);
+            load_floats(args.residual + (u64)at * args.stride + i, v[r]);
         }
+        float delta[1][4][4] = {};
+        while (b.turn.waiting) b.multiply(own, args.lora, row, h, delta), b.advance(own, i, args.norm.width);
 #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            const LoraPart& part = parts[r];
-            if (r > 0 && part.b == parts[r - 1].b) continue;
-            const Columns columns(part, first, args.width);
-            for (u32 k = 0; k < columns.stride; k += 16) {
-                float h[ROWS][8];
+        for (u32 r = 0; r < 2; r++) {
+            const float scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+            float sum = 0.0f;
+            if (inside && 2 * q + r < rows) {
+                y[r].add_to(v[r]);
 #pragma unroll
-                for (u32 other = r; other < ROWS; other++) {
-                    const u16* at = lora.h + (u64)(row + min(other, rows - 1)) * lora.lane_stride + part.lane;
-                    uint4 raw = make_uint4(0, 0, 0, 0);
-                    if (parts[other].b == part.b && k + half < columns.stride) raw = *(const uint4*)(at + k + half);
-                    widen8(raw, h[other]);
-                }
-#pragma unroll
-                for (u32 j = 0; j < 8; j += LOADS) {
-                    if (r + k + j > 0) columns.load(b, j, k + half);
-#pragma unroll
-                    for (u32 n = 0; n < LOADS; n++)
-#pragma unroll
-                        for (u32 other = r; other < ROWS; other++) delta[other][j + n] += dot8(b[n], h[other]);
-                }
+                for (u32 k = 0; k < 8; k++) v[r][k] += delta[0][k / 2][2 * (k % 2) + r] * scale;
+                sum = finish(args, constants, row + 2 * q + r, i, v[r]);
             }
+#pragma unroll
+            for (u32 offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+            if (g == 0) sums[group % 2][warp][2 * q + r] = sum;
         }
+        __syncthreads();
+        if (threadIdx.x < rows) {
+            float sum = 0.0f;
 #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            const float4 own = own_columns(delta[r], turned[warp]);
-            if (i >= end || r >= rows) continue;
-            float4& x = kept[r];
-            add4(x, widen4(y[r]));
-            if (args.bias) add4(x, *(const float4*)(args.bias + i));
-            const float scale = parts[r].scale;
-            add4(x, make_float4(own.x * scale, own.y * scale, own.z * scale, own.w * scale));
-            *(float4*)(args.residual + (u64)(row + r) * args.stride + i) = x;
-            total[r] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-        }
-    }
-#pragma unroll
-    for (u32 r = 0; r < ROWS; r++) total[r] = block_sum(total[r], sums);
-    if (shares > 1) {
-        wait_for_begun();
-#pragma unroll
-        for (u32 r = 0; r < ROWS; r++)
-            if (threadIdx.x < shares) store_to_peer(&of_peers[blockIdx.x][r], threadIdx.x, total[r]);
-        sync_cluster();
-#pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            total[r] = 0.0f;
-#pragma unroll
-            for (u32 peer = 0; peer < MOST_SHARES; peer++)
-                if (peer < shares) total[r] += of_peers[peer][r];
-        }
-    }
-#pragma unroll
-    for (u32 r = 0; r < ROWS; r++) {
-        const float factor = 1.0f / sqrtf(total[r] / (float)args.width + args.eps);
-        if (r >= rows) continue;
-        for (u32 i = start + threadIdx.x * 4; i < end; i += step) {
-            const u64 at = (u64)(row + r) * args.stride + i;
-            // What the thread has stored itself, where its columns take more than one turn.
-            const float4 x = step < args.columns ? *(const float4*)(args.residual + at) : kept[r];
-            const float4 w = *(const float4*)(args.weight + i);
-            *(uint2*)(args.normed + at) = make_uint2(pack_bf16(x.x * (factor * w.x), x.y * (factor * w.y)),
-                                                     pack_bf16(x.z * (factor * w.z), x.w * (factor * w.w)));
+            for (u32 w = 0; w < 4; w++) sum += sums[group % 2][w][threadIdx.x];
+            args.norm.squares[(u64)(row + threadIdx.x) * args.norm.pieces + blockIdx.x] = sum;
         }
     }
 }
-
-// Grid: blocks that share a row's columns, a cluster; rows, or rows / 2.
-KERNEL(1024, 1) residual_norm_stacked1(const ResidualStackedArgs args) { norm_rows_with_lora<1>(args); }
-KERNEL(128, 4) residual_norm_stacked2(const ResidualStackedArgs args) { norm_rows_with_lora<2>(args); }

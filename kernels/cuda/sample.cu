@@ -1,4 +1,4 @@
-// From the last norm to tokens: gathers the wanted rows, then takes the best token of each row or scores one.
+// From the last norm to tokens: gathers the wanted rows and divides them, then takes the best token of each row or scores one.
 // What needs more than the best token is drawn by `draw.cu`.
 
 #define DRAWN 0xfffffffdu  // score the token that was drawn
@@ -9,6 +9,7 @@ struct GatherArgs {
     const u16* x;     // [rows, stride]
     u16* out;         // [wanted, stride]
     const u32* rows;  // of x
+    Norm norm;        // of x
     u32 stride;       // a multiple of 8
     u32 unused;
 };
@@ -17,9 +18,15 @@ struct GatherArgs {
 KERNEL(256, 1) gather(const GatherArgs args) {
     let_dependents_start();
     wait_for_primary();
-    const uint4* from = (const uint4*)(args.x + (u64)args.rows[blockIdx.x] * args.stride);
-    uint4* to = (uint4*)(args.out + (u64)blockIdx.x * args.stride);
-    for (u32 i = threadIdx.x; i < args.stride / 8; i += blockDim.x) to[i] = from[i];
+    const u32 row = args.rows[blockIdx.x];
+    const float factor = factor_of_row(args.norm, row);
+    for (u32 i = threadIdx.x * 8; i < args.stride; i += blockDim.x * 8) {
+        float v[8];
+        load8(args.x + (u64)row * args.stride + i, 8, v);
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) v[k] *= factor;
+        store8(args.out + (u64)blockIdx.x * args.stride + i, 8, v);
+    }
 }
 
 struct Picked {

@@ -22,7 +22,7 @@ impl CudaBackend {
         let (rows, d) = (self.step.counts.rows, op.shape.head_dim);
         let (heads, kv_heads) = (op.shape.heads, op.shape.kv_heads);
         let q = op.q.of(Operand, rows, heads * d)?;
-        let out = op.out.of(Operand, rows, heads * d)?;
+        let out = op.out.output(rows, heads * d)?;
         check("heads of the cache", [kv_heads, d], [op.kv.shape.kv_heads, op.kv.shape.head_dim])?;
         check("query heads over those of the cache", 0, heads % kv_heads.max(1))?;
         let Some(variant) = HEAD_SIZES.iter().position(|&size| d <= size) else {

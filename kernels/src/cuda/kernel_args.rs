@@ -38,38 +38,35 @@ pub(super) struct Embed {
     pub(super) vocabulary: u32,
 }
 
-/// `ResidualArgs`.
-#[derive(Debug, Clone, Copy)]
+/// `Norm`.
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-pub(super) struct Residual {
-    pub(super) y: u64,
-    pub(super) delta: u64,
-    pub(super) bias: u64,
-    pub(super) residual: u64,
-    pub(super) weight: u64,
-    pub(super) normed: u64,
-    pub(super) stride: u32,
+pub(super) struct Norm {
+    pub(super) squares: u64,
+    pub(super) pieces: u32,
     pub(super) width: u32,
     pub(super) eps: f32,
     pub(super) unused: u32,
 }
 
-/// `ResidualStackedArgs`.
-#[derive(Debug, Clone, Copy)]
+/// `ResidualArgs`.
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-pub(super) struct ResidualStacked {
+pub(super) struct Residual {
     pub(super) lora: Lora,
     pub(super) y: u64,
+    pub(super) delta: u64,
     pub(super) bias: u64,
     pub(super) residual: u64,
     pub(super) weight: u64,
-    pub(super) normed: u64,
+    pub(super) x: u64,
+    pub(super) norm: Norm,
     pub(super) y_stride: u32,
     pub(super) stride: u32,
-    pub(super) width: u32,
-    pub(super) eps: f32,
     pub(super) rows: u32,
     pub(super) columns: u32,
+    pub(super) groups: u32,
+    pub(super) unused: u32,
 }
 
 /// `QkvArgs`.
@@ -96,8 +93,9 @@ pub(super) struct Qkv {
     pub(super) block_size: u32,
     pub(super) eps: f32,
     pub(super) rows: u32,
-    pub(super) unused: u32,
+    pub(super) groups: u32,
     pub(super) lora: Lora,
+    pub(super) norm: Norm,
 }
 
 /// `GatedArgs`.
@@ -113,6 +111,9 @@ pub(super) struct Gated {
     pub(super) ffn: u32,
     pub(super) rows: u32,
     pub(super) delta: u64,
+    pub(super) norm: Norm,
+    pub(super) groups: u32,
+    pub(super) unused: u32,
 }
 
 /// `ShrinkArgs`.
@@ -205,6 +206,7 @@ pub(super) struct Gather {
     pub(super) x: u64,
     pub(super) out: u64,
     pub(super) rows: u64,
+    pub(super) norm: Norm,
     pub(super) stride: u32,
     pub(super) unused: u32,
 }
@@ -274,17 +276,16 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 64,
-    ResidualStacked: 96,
-    Qkv: 160,
-    Gated: 80,
+    Residual: 128,
+    Qkv: 184,
+    Gated: 112,
     Stack: 24,
     Shrink: 56,
     Product: 48,
     Expand: 64,
     Decode: 104,
     Prefill: 80,
-    Gather: 32,
+    Gather: 56,
     Pick: 56,
     Draw: 56,
     Top: 40,

@@ -21,16 +21,16 @@ pub(super) const HEAD_SIZES: [usize; 3] = [64, 128, 256];
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub(super) embed: CudaFunction,
-    pub(super) rms_norm: CudaFunction,
-    pub(super) residual_norm: CudaFunction,
-    /// One row, or two that share B.
-    pub(super) residual_norm_stacked: [CudaFunction; 2],
+    pub(super) residual: CudaFunction,
+    pub(super) residual_stacked: CudaFunction,
+    pub(super) residual_stacked_many: CudaFunction,
     pub(super) qkv: CudaFunction,
     pub(super) qkv_stacked: CudaFunction,
     pub(super) qkv_stacked_many: CudaFunction,
     pub(super) gated_mlp: CudaFunction,
     pub(super) gated_mlp_expand: CudaFunction,
     pub(super) gated_mlp_stacked: CudaFunction,
+    pub(super) gated_mlp_stacked_many: CudaFunction,
     pub(super) stack: CudaFunction,
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
@@ -80,18 +80,16 @@ impl Kernels {
         let [small, medium, large] = HEAD_SIZES;
         Ok(Self {
             embed: find("embed.cu", "embed")?,
-            rms_norm: find("residual.cu", "rms_norm")?,
-            residual_norm: find("residual.cu", "residual_norm")?,
-            residual_norm_stacked: [
-                find("residual.cu", "residual_norm_stacked1")?,
-                find("residual.cu", "residual_norm_stacked2")?,
-            ],
+            residual: find("residual.cu", "residual")?,
+            residual_stacked: find("residual.cu", "residual_stacked")?,
+            residual_stacked_many: find("residual.cu", "residual_stacked_many")?,
             qkv: find("qkv.cu", "qkv")?,
             qkv_stacked: find("qkv.cu", "qkv_stacked")?,
             qkv_stacked_many: find("qkv.cu", "qkv_stacked_many")?,
             gated_mlp: find("gated_mlp.cu", "gated_mlp")?,
             gated_mlp_expand: find("gated_mlp.cu", "gated_mlp_expand")?,
             gated_mlp_stacked: find("gated_mlp.cu", "gated_mlp_stacked")?,
+            gated_mlp_stacked_many: find("gated_mlp.cu", "gated_mlp_stacked_many")?,
             stack: find("stack.cu", "stack")?,
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,

@@ -3,13 +3,15 @@
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
-use super::kernel_args::{Embed, Gated, Qkv, Residual, ResidualStacked};
-use super::lora::{Pending, Place, Queued};
+use super::kernel_args::{Embed, Gated, Norm, Qkv, Residual};
+use super::lora::{Pending, Place};
 use super::memory::padded;
-use super::weights::{Buffer, Linear, Vector};
+use super::stack::SHARED_SLOTS;
+use super::step::MOST_SMALL;
+use super::weights::{Buffer, Linear, NORM_COLUMNS, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
 use crate::backend::BufferKind::{Operand, Residual as ResidualKind};
-use crate::error::{KernelError, Result};
+use crate::error::Result;
 use crate::weights::Site;
 
 /// Columns of a block of `gated_mlp_expand`.
@@ -17,24 +19,23 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
-/// Head size, least rows and most slots for `qkv_stacked_many`.
-const MANY_HEAD: usize = 128;
-const MANY: usize = 33;
-const MANY_SLOTS: usize = 8;
-/// Columns of a warp of `residual_norm_stacked`, the most rows of which four blocks share each, and how many share others.
-const WARP_COLUMNS: usize = 128;
-const FOUR_SHARE: usize = 66;
-const SHARES: usize = 2;
-/// Most threads of `residual_norm_stacked1` and `2`.
-const NORM_THREADS: [usize; 2] = [1024, 128];
+/// Columns of a block of `gated_mlp_stacked_many`.
+const MANY_COLUMNS: usize = 64;
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
-/// Most columns of a norm: what 1024 threads keep in registers.
-const NORM_COLUMNS: usize = 16 * 1024;
-/// Rows from which on a norm's blocks are small.
-const MANY_ROWS: usize = 512;
+/// Threads and columns of a block of `residual`, and columns of one of `residual_stacked`.
+const RESIDUAL_THREADS: usize = 256;
+const RESIDUAL_COLUMNS: usize = 1024;
+const RESIDUAL_STACKED_COLUMNS: usize = 512;
 /// Rows of a block of `qkv`.
 const QKV_ROWS: usize = 4;
+/// Rows that share what is read of B, and threads of a block of `qkv_stacked_many`, which knows heads of one size.
+const GROUP_ROWS: usize = 8;
+const QKV_MANY_THREADS: usize = 64;
+pub(super) const MANY_HEAD: usize = 128;
+/// Least rows for the kernels in which rows share B, and how many groups of them a warp takes at most.
+const MANY: usize = 96;
+const MOST_GROUPS: usize = 8;
 
 impl CudaBackend {
     pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
@@ -64,33 +65,50 @@ impl CudaBackend {
         residual: &Buffer,
         weight: &Vector,
         eps: f32,
-        out: &Buffer,
+        out: &mut Buffer,
     ) -> Result<()> {
         let args = self.residual_args((residual, weight, out), eps)?;
-        let shape = self.norm_shape(residual)?;
-        // SAFETY: `residual_args` has checked the shapes; y is not read.
-        unsafe { self.gpu.launch(&self.kernels.rms_norm, &self.gpu.compute, shape, &args) }
+        let grid = [args.norm.pieces as usize, args.rows as usize, 1];
+        let shape = Shape::early(grid, RESIDUAL_THREADS);
+        // SAFETY: `residual_args` has checked the shapes; y is null.
+        unsafe { self.gpu.launch(&self.kernels.residual, &self.gpu.compute, shape, &args) }
     }
 
     fn residual_args(
         &self,
-        (residual, weight, out): (&Buffer, &Vector, &Buffer),
+        (residual, weight, out): (&Buffer, &Vector, &mut Buffer),
         eps: f32,
     ) -> Result<Residual> {
         let (rows, width) = (self.step.counts.rows, residual.width);
         check("norm", width, weight.len)?;
+        let x = out.norm_output(&self.gpu, (rows, width), eps)?;
         Ok(Residual {
-            y: 0,
-            delta: 0,
-            bias: 0,
             residual: residual.of(ResidualKind, rows, width)?,
             weight: weight.block.address(),
-            normed: out.of(Operand, rows, width)?,
+            x,
+            norm: self.norm_of(out),
             stride: residual.stride as u32,
-            width: width as u32,
-            eps,
-            unused: 0,
+            rows: rows as u32,
+            columns: self.norm_columns(out) as u32,
+            groups: self.groups() as u32,
+            ..Residual::default()
         })
+    }
+
+    /// What rows of x have yet to be divided by.
+    pub(super) fn norm_of(&self, x: &Buffer) -> Norm {
+        x.norm(self.norm_columns(x))
+    }
+
+    /// Columns of a block that sums up squares. It is the same in all of a step, and known where the step is replayed: a row's
+    /// readers must know how many sums there are. Where rows are many and have no LoRA, it is one.
+    fn norm_columns(&self, x: &Buffer) -> usize {
+        match self.step.counts.rows {
+            _ if self.step.stacked > 0 && self.shares_b() => NORM_COLUMNS,
+            _ if self.step.stacked > 0 => RESIDUAL_STACKED_COLUMNS,
+            rows if rows <= MOST_SMALL => RESIDUAL_COLUMNS,
+            _ => x.stride,
+        }
     }
 
     pub(super) fn run_qkv(&mut self, op: QkvOp<'_, Self>) -> Result<()> {
@@ -110,7 +128,7 @@ impl CudaBackend {
         }
         self.limits.cache = Some(op.kv.shape);
         self.step.check_cache(&op.kv.shape)?;
-        let q = op.q.of(Operand, rows, q_width)?;
+        let q = op.q.output(rows, q_width)?;
         let x = op.x.of(Operand, rows, op.weight.inputs)?;
         let (k_cache, v_cache) = op.kv.layer(op.layer)?;
         let place = Place { layer: op.layer, site: Site::Qkv };
@@ -137,17 +155,20 @@ impl CudaBackend {
             block_size: op.kv.shape.block_size as u32,
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
             rows: rows as u32,
-            unused: 0,
+            groups: self.groups() as u32,
             lora: queued.lora,
+            norm: self.norm_of(op.x),
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let share = d == MANY_HEAD && rows >= MANY && self.step.stacked <= MANY_SLOTS;
-        let (kernel, block) = match queued.lora_is {
-            Pending::Stacked if share => (&self.kernels.qkv_stacked_many, 8 * QKV_ROWS),
-            Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS),
-            _ => (&self.kernels.qkv, QKV_ROWS),
+        let (kernel, block, threads) = match queued.lora_is {
+            Pending::Stacked if d == MANY_HEAD && self.shares_b() => {
+                let block = GROUP_ROWS * self.groups() * QKV_MANY_THREADS / 32;
+                (&self.kernels.qkv_stacked_many, block, QKV_MANY_THREADS)
+            }
+            Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS, 128),
+            _ => (&self.kernels.qkv, QKV_ROWS, 128),
         };
-        let shape = Shape::early([heads, rows.div_ceil(block), 1], 128);
+        let shape = Shape::early([heads, rows.div_ceil(block), 1], threads);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
@@ -158,54 +179,38 @@ impl CudaBackend {
         let mut args = self.residual_args((op.residual, op.norm, op.normed), op.eps)?;
         let place = Place { layer: op.layer, site: op.site };
         let queued = self.product(place, op.weight, x, &[width])?;
+        args.lora = queued.lora;
         args.y = queued.y;
+        args.y_stride = queued.y_stride as u32;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
-        if queued.lora_is == Pending::Stacked {
-            return self.residual_stacked(&args, &queued);
-        }
-        let shape = self.norm_shape(op.residual)?;
-        // SAFETY: `residual_args` has checked the shapes; y is what was queued and has the residual's stride.
-        unsafe { self.gpu.launch(&self.kernels.residual_norm, &self.gpu.compute, shape, &args) }
+        let (kernel, block, threads) = match queued.lora_is {
+            Pending::Stacked if self.shares_b() => {
+                (&self.kernels.residual_stacked_many, GROUP_ROWS * self.groups(), 128)
+            }
+            Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
+            _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
+        };
+        let grid = [args.norm.pieces as usize, rows.div_ceil(block), 1];
+        let shape = Shape::early(grid, threads);
+        // SAFETY: `residual_args` has checked the shapes; y and h are what was queued, tiles one a row.
+        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
-    /// As `residual_norm`, with LoRA. Blocks share a row, since B takes long to come to one multiprocessor; two rows share what
-    /// is read of B where there are more rows than multiprocessors.
-    fn residual_stacked(&self, args: &Residual, queued: &Queued) -> Result<()> {
-        let (rows, multiprocessors) = (self.step.counts.rows, self.gpu.probe.multiprocessors);
-        let shared = if rows > multiprocessors { 2 } else { 1 };
-        let shares = match self.gpu.probe.capability.0 {
-            ..9 => 1,
-            _ if rows <= FOUR_SHARE => 4,
-            _ => SHARES,
-        };
-        let columns = (args.stride as usize).div_ceil(shares).next_multiple_of(WARP_COLUMNS);
-        let stacked = ResidualStacked {
-            lora: queued.lora,
-            y: args.y,
-            bias: args.bias,
-            residual: args.residual,
-            weight: args.weight,
-            normed: args.normed,
-            y_stride: queued.y_stride as u32,
-            stride: args.stride,
-            width: args.width,
-            eps: args.eps,
-            rows: rows as u32,
-            columns: columns as u32,
-        };
-        let threads = (columns / 4).min(NORM_THREADS[shared - 1]);
-        let grid = [shares, rows.div_ceil(shared), 1];
-        let shape = Shape { cluster: [shares, 1, 1], ..Shape::early(grid, threads) };
-        let kernel = &self.kernels.residual_norm_stacked[shared - 1];
-        // SAFETY: `residual_args` has checked the shapes; y and h are what was queued, tiles one a row.
-        unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &stacked) }
+    /// Whether rows had better share what is read of B.
+    fn shares_b(&self) -> bool {
+        self.step.counts.rows >= MANY && self.step.stacked <= SHARED_SLOTS
+    }
+
+    /// Groups of rows that a warp of those kernels takes.
+    fn groups(&self) -> usize {
+        (self.step.counts.rows / MOST_SMALL).clamp(1, MOST_GROUPS)
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
         let (rows, ffn) = (self.step.counts.rows, op.out.width);
         let x = op.x.of(Operand, rows, op.weight.inputs)?;
-        let out = op.out.of(Operand, rows, ffn)?;
+        let out = op.out.output(rows, ffn)?;
         let place = Place { layer: op.layer, site: Site::GateUp };
         let queued = self.product(place, op.weight, x, &[ffn, ffn])?;
         let args = Gated {
@@ -218,8 +223,16 @@ impl CudaBackend {
             ffn: ffn as u32,
             rows: rows as u32,
             delta: queued.delta,
+            norm: self.norm_of(op.x),
+            groups: self.groups() as u32,
+            unused: 0,
         };
         let (kernel, shape) = match queued.lora_is {
+            Pending::Stacked if self.shares_b() => {
+                let block = 4 * GROUP_ROWS * self.groups();
+                let grid = [ffn.div_ceil(MANY_COLUMNS), rows.div_ceil(block), 1];
+                (&self.kernels.gated_mlp_stacked_many, Shape::early(grid, 128))
+            }
             Pending::Stacked => {
                 let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];
                 (&self.kernels.gated_mlp_stacked, Shape::early(grid, 128))
@@ -235,20 +248,5 @@ impl CudaBackend {
         };
         // SAFETY: shapes are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
-    }
-
-    /// A block a row. With few rows each thread has four columns, so that the row is there at once; with many each has as
-    /// many as it can keep, so that more rows fit on the device.
-    fn norm_shape(&self, residual: &Buffer) -> Result<Shape> {
-        if residual.stride > NORM_COLUMNS {
-            return Err(KernelError::Unsupported(format!(
-                "a hidden size of {} (the most is {NORM_COLUMNS})",
-                residual.width
-            )));
-        }
-        let rows = self.step.counts.rows;
-        let columns = if rows <= MANY_ROWS { 4 } else { 16 };
-        let threads = residual.stride.div_ceil(columns).next_multiple_of(32).clamp(128, 1024);
-        Ok(Shape::early([rows, 1, 1], threads))
     }
 }

@@ -13,7 +13,7 @@ use super::draws::{DRAW_WORDS, Draws, Places};
 use super::error::{Context as _, check_below};
 use super::gemm::{Operands, Product};
 use super::gpu::Shape;
-use super::kernel_args::{Gather, Pick};
+use super::kernel_args::{Gather, Norm, Pick};
 use super::memory::{Workspace, padded};
 use super::results::{PICKED_WORDS, Results, TOP_WORDS};
 use super::weights::{Buffer, Linear};
@@ -179,7 +179,7 @@ impl CudaBackend {
         self.send_wanted(rows)?;
         for first in (0..rows.len()).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(rows.len() - first);
-            self.logits(head, from, (first, &rows[first..first + count]))?;
+            self.logits(head, (from, self.norm_of(x)), (first, count))?;
             self.finish(head, first, count, &mut results)?;
         }
         results.record()
@@ -207,32 +207,28 @@ impl CudaBackend {
     fn logits(
         &mut self,
         head: &Linear,
-        mut x: u64,
-        (first, rows): (usize, &[SampleRow<'_>]),
+        (x, norm): (u64, Norm),
+        (first, rows): (usize, usize),
     ) -> Result<()> {
         let (stride, outputs) = (padded(head.inputs), padded(head.outputs));
         let sampler = &mut self.sampler;
-        let room = rows.len().next_power_of_two().min(LOGIT_ROWS);
+        let room = rows.next_power_of_two().min(LOGIT_ROWS);
         sampler.logits.reserve(&self.gpu, room * outputs * 4, "logits")?;
-        // The first rows in their order, as in a step of decodes, lie where they are wanted.
-        let in_place = first == 0 && rows.iter().zip(0..).all(|(row, index)| row.row == index);
-        if !in_place {
-            sampler.gathered.reserve(&self.gpu, room * stride * 2, "gathered rows")?;
-            let args = Gather {
-                x,
-                out: sampler.gathered.address(),
-                rows: sampler.wanted.address() + 4 * first as u64,
-                stride: stride as u32,
-                unused: 0,
-            };
-            let shape = Shape::new([rows.len(), 1, 1], 256);
-            // SAFETY: the rows are below the step's, which x has; there is room for as many in `gathered`.
-            unsafe { self.gpu.launch(&self.kernels.gather, &self.gpu.compute, shape, &args)? };
-            x = sampler.gathered.address();
-        }
+        sampler.gathered.reserve(&self.gpu, room * stride * 2, "gathered rows")?;
+        let args = Gather {
+            x,
+            out: sampler.gathered.address(),
+            rows: sampler.wanted.address() + 4 * first as u64,
+            norm,
+            stride: stride as u32,
+            unused: 0,
+        };
+        let shape = Shape::new([rows, 1, 1], 256);
+        // SAFETY: the rows are below the step's, which x has; there is room for as many in `gathered`.
+        unsafe { self.gpu.launch(&self.kernels.gather, &self.gpu.compute, shape, &args)? };
+        let x = sampler.gathered.address();
         let operands = Operands { x, weight: head.weight.address(), y: sampler.logits.address() };
-        let product =
-            Product { rows: rows.len(), inputs: stride, outputs, alike: outputs, wide: true };
+        let product = Product { rows, inputs: stride, outputs, alike: outputs, wide: true };
         // SAFETY: the shapes are those of the head and of what was reserved.
         unsafe { self.plain_product(product, operands) }
     }

@@ -10,6 +10,7 @@ use super::CudaBackend;
 use super::adapter::{Adapter, Resident};
 use super::gpu::Shape;
 use super::kernel_args::Stack as StackArgs;
+use super::layers::MANY_HEAD;
 use super::lora::Place;
 use super::memory::{Block, Workspace, padded};
 use super::step::MOST_SMALL;
@@ -24,6 +25,9 @@ const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
 const COPY_SHARES: usize = 16;
 /// Words of `StackPlace` in `stack.cu`.
 const PLACE_WORDS: usize = 4;
+
+/// Most slots of a step in whose readers rows share B.
+pub(super) const SHARED_SLOTS: usize = 8;
 
 /// How many of so many slots can be made use of.
 pub(super) fn usable(slots: usize) -> usize {
@@ -82,11 +86,17 @@ impl CudaBackend {
         self.step.stacked = 0;
         let Some(first) = self.step.lora.first() else { return Ok(()) };
         let sites = first.adapter.sites().len();
-        // Where rows are many, a load of B should serve more of them.
-        let many = self.step.rows > MOST_SMALL;
-        if many || !stack.is_complete(sites) || !self.step.has_lora() {
+        if !stack.is_complete(sites) || !self.step.has_lora() {
             return Ok(());
         }
+        // Where rows are many, what they all compute for slots of others takes longer than a shrink of each row's own, unless
+        // slots are few. And a load of B should serve many rows.
+        let many = self.step.rows > MOST_SMALL;
+        let most = match self.limits.cache {
+            _ if !many => self.slots,
+            Some(cache) if cache.head_dim == MANY_HEAD => self.slots.min(SHARED_SLOTS),
+            _ => return Ok(()),
+        };
         stack.wanted.clear();
         for segment in &self.step.lora {
             let key = segment.adapter.resident();
@@ -97,8 +107,7 @@ impl CudaBackend {
         }
         stack.fresh.clear();
         let same = |a: &Weak<Resident>, b: &Weak<Resident>| a.ptr_eq(b);
-        let Some(size) = stack.slots.place(&stack.wanted, self.slots, same, &mut stack.fresh)
-        else {
+        let Some(size) = stack.slots.place(&stack.wanted, most, same, &mut stack.fresh) else {
             return Ok(());
         };
         self.step.stacked = size;

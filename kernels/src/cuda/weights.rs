@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use super::error::{check, mismatch};
 use super::gpu::Gpu;
+use super::kernel_args::Norm;
 use super::memory::{Block, padded};
 use super::stack::SLOT_RANKS;
 use super::staging::Staging;
@@ -14,6 +15,9 @@ use crate::args::KvShape;
 use crate::backend::BufferKind;
 use crate::error::Result;
 use crate::weights::{Elements, HostTensor};
+
+/// Fewest columns of a sum of squares.
+pub(super) const NORM_COLUMNS: usize = 256;
 
 /// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none. Behind its outputs there is
 /// room for A of a few adapters.
@@ -160,6 +164,8 @@ pub struct Buffer {
     pub(super) width: usize,
     pub(super) stride: usize,
     kind: BufferKind,
+    /// Where rows are yet to be divided.
+    norm: Option<Squares>,
 }
 
 impl Buffer {
@@ -172,7 +178,41 @@ impl Buffer {
         // A product may take a few rows more than the step has.
         let bytes = product_rows(rows) * stride * size;
         let block = Block::filled(gpu, bytes, 0, "activations")?;
-        Ok(Self { block, rows, width, stride, kind })
+        Ok(Self { block, rows, width, stride, kind, norm: None })
+    }
+
+    /// The address of an operand that is to be written.
+    pub(super) fn output(&mut self, rows: usize, width: usize) -> Result<u64> {
+        self.norm = None;
+        self.of(BufferKind::Operand, rows, width)
+    }
+
+    /// The same where an RMS norm writes that leaves its division to whoever reads the operand.
+    pub(super) fn norm_output(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        (rows, width): (usize, usize),
+        eps: f32,
+    ) -> Result<u64> {
+        let address = self.of(BufferKind::Operand, rows, width)?;
+        let bytes = self.rows * self.stride.div_ceil(NORM_COLUMNS) * size_of::<f32>();
+        let block = match self.norm.take() {
+            Some(squares) => squares.block,
+            None => Block::new(gpu, bytes, "activations")?,
+        };
+        self.norm = Some(Squares { block, eps });
+        Ok(address)
+    }
+
+    /// What rows of the operand have yet to be divided by, if blocks of so many columns have summed up squares.
+    pub(super) fn norm(&self, columns: usize) -> Norm {
+        self.norm.as_ref().map_or_else(Norm::default, |squares| Norm {
+            squares: squares.block.address(),
+            pieces: self.stride.div_ceil(columns.max(NORM_COLUMNS)) as u32,
+            width: self.width as u32,
+            eps: squares.eps,
+            unused: 0,
+        })
     }
 
     /// The address, once it is known that the buffer is of that kind and width and has as many rows as the step.
@@ -187,6 +227,13 @@ impl Buffer {
         }
         Ok(self.block.address())
     }
+}
+
+/// Sums of squares of an operand's rows, `[rows, pieces]`, and what an RMS norm adds to their mean.
+#[derive(Debug)]
+struct Squares {
+    block: Block,
+    eps: f32,
 }
 
 /// Rows that a product runs over: a few more than asked where there are many, so that shapes repeat.
