@@ -82,6 +82,12 @@ fn wide_cases() -> Vec<Case> {
     let group = Shape { heads: 12, kv_heads: 1, head_dim: 64, ..shape };
     let multi = Shape { heads: 20, kv_heads: 1, head_dim: 8, ..shape };
     let large = Shape { heads: 2, kv_heads: 1, head_dim: 256, ..shape };
+    // Rows share B; sums of squares come in pieces.
+    let shared = Shape { heads: 4, head_dim: 128, hidden: 264, ffn: 392, ..shape };
+    let shared = Shape { bias: true, qk_norm: true, ..shared };
+    let pieces = Shape { hidden: 1104, ..shared };
+    // Steps with and without adapters that are replayed in turns.
+    let turns = vec![life(0, 2, 2, 6), life(0, 2, 2, 40), life(0, 2, 2, 6), life(14, 2, 2, 8)];
     let odd = Shape { heads: 3, kv_heads: 3, head_dim: 18, hidden: 52, ffn: 90, ..shape };
     let window = Shape { window: Some(100), ..group };
     vec![
@@ -94,6 +100,10 @@ fn wide_cases() -> Vec<Case> {
         Case { shape: window, ..base("a window of 100 over long contexts") },
         Case { block_size: 24, ..base("blocks of 24") },
         Case { lives: vec![life(0, 1500, 512, 12); 3], ..base("long contexts") },
+        Case { shape: shared, ..base("a chunk of 700 rows, heads of 128") },
+        Case { shape: shared, lives: vec![life(0, 1100, 1100, 1); 2], ..base("2,200 rows") },
+        Case { shape: pieces, lives: vec![life(0, 2, 2, 2); 100], ..base("a hundred decodes") },
+        Case { shape: pieces, lives: turns, ..base("replays with and without adapters") },
     ]
 }
 

@@ -13,6 +13,8 @@ use crate::model::{BLOCK, Model, adapter};
 
 const PROMPT: usize = 128;
 const DECODES: usize = 128;
+/// How often a cell and its base are measured.
+const TURNS: usize = 3;
 /// Decode steps before the clock counts.
 const WARM: usize = 8;
 const ROWS: usize = 8192;
@@ -109,8 +111,13 @@ impl Bench {
 
     /// What they cost with `distinct` of them over `batch` rows.
     pub(crate) fn cost(&mut self, (batch, distinct): (usize, usize)) -> Result<()> {
-        let base = self.decode(batch, 0, DECODES)?;
-        let ms = self.decode(batch, distinct, DECODES)?;
+        // In turns, since clocks drift.
+        let (mut bases, mut times) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            bases.push(self.decode(batch, 0, DECODES)?);
+            times.push(self.decode(batch, distinct, DECODES)?);
+        }
+        let (base, ms) = (median(&mut bases), median(&mut times));
         println!(
             "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms, {:+.3} ms, {:.3} of base",
             ms - base,
@@ -167,8 +174,7 @@ impl Bench {
         if let Some(before) = pending {
             self.backend.wait(before, &mut output)?;
         }
-        gaps.sort_by(f64::total_cmp);
-        Ok(gaps.get(gaps.len() / 2).copied().unwrap_or(f64::NAN))
+        Ok(median(&mut gaps))
     }
 
     /// Submits chunks that draw greedily. Adapters go over the batch in equal neighbourhoods.
@@ -222,6 +228,11 @@ impl Bench {
         self.backend.sample(head, x, &draws)?;
         self.backend.end_step()
     }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[derive(Default)]
