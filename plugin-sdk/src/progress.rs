@@ -16,7 +16,8 @@ thread_local! {
 ///
 /// The host gives up a call whose count stands still for twice `--resolver-timeout`, and any call after 15 minutes. A
 /// resolver that answers within seconds need not bother; one that downloads takes [`Progress::current`] at the start of
-/// its call and advances it by the bytes that arrive. Clones share the count, so it can go to other tasks.
+/// its call and advances it by the bytes that arrive; a call that waits for others of the same resolver advances it
+/// while those get somewhere. Clones share the count, so it can go to other tasks.
 #[derive(Debug, Clone)]
 pub struct Progress(RArc<AtomicUsize>);
 

@@ -3,6 +3,7 @@
 //! What this module must never do: let a resolver take the server with it. A call that panics is an error, one that
 //! hangs is given up, and one resolver's trouble does not keep the next from being asked.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use loraplex_plugin_sdk::{
     AdapterChange, ErrorKind, LoraRequest, LoraResolver, Progress, ResolveError,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -53,6 +54,8 @@ pub(super) struct GuardedResolver {
     name: Arc<str>,
     resolver: Arc<dyn LoraResolver>,
     calls: Semaphore,
+    /// Calls that have given their place back.
+    ended: AtomicU64,
     failures_in_a_row: AtomicU32,
     answered: AtomicU64,
     failed: AtomicU64,
@@ -70,6 +73,7 @@ impl ResolverRegistry {
             name: name.into(),
             resolver,
             calls: Semaphore::new(CALLS),
+            ended: AtomicU64::new(0),
             failures_in_a_row: AtomicU32::new(0),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -88,6 +92,18 @@ impl ResolverRegistry {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<GuardedResolver>> {
         self.resolvers.iter()
+    }
+}
+
+/// A place among the calls to a resolver.
+struct Turn<'a> {
+    _permit: SemaphorePermit<'a>,
+    ended: &'a AtomicU64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -143,10 +159,7 @@ impl GuardedResolver {
         tasks: &TaskTracker,
     ) -> Result<Option<LoraRequest>, ResolveError> {
         let end = Instant::now() + limits.total;
-        let Ok(permit) = timeout(limits.stall, self.calls.acquire()).await else {
-            return Err(self.busy());
-        };
-        let _permit = permit.map_err(|_| self.busy())?;
+        let _turn = self.turn(limits.stall, end).await?;
         let progress = Progress::default();
         let (resolver, base_model, name) =
             (self.resolver.clone(), base_model.to_owned(), name.to_owned());
@@ -180,8 +193,21 @@ impl GuardedResolver {
         }
     }
 
-    fn busy(&self) -> ResolveError {
-        ResolveError::unavailable(format!("{CALLS} calls are under way, none has ended"), None)
+    /// Waits for a place, as long as calls before this one end.
+    async fn turn(&self, stall: Duration, end: Instant) -> Result<Turn<'_>, ResolveError> {
+        let mut place = pin!(self.calls.acquire());
+        loop {
+            let before = self.ended.load(Ordering::Relaxed);
+            let left = end.saturating_duration_since(Instant::now());
+            if let Ok(permit) = timeout(stall.min(left), &mut place).await {
+                let _permit = permit.expect("it is never closed");
+                return Ok(Turn { _permit, ended: &self.ended });
+            }
+            if self.ended.load(Ordering::Relaxed) == before || Instant::now() >= end {
+                let message = format!("{CALLS} calls are under way, none has ended");
+                return Err(ResolveError::unavailable(message, None));
+            }
+        }
     }
 
     fn note(&self, failed: bool) {

@@ -105,4 +105,8 @@ impl loraplex_hub_client::Progress for Bytes<'_> {
         let before = self.seen.swap(done, Ordering::Relaxed);
         self.progress.advance(done.saturating_sub(before));
     }
+
+    fn waiting(&self) {
+        self.progress.advance(1);
+    }
 }

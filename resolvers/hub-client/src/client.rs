@@ -8,7 +8,6 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::cache::RepoCache;
@@ -18,6 +17,7 @@ use crate::http::{Http, Subject, host};
 use crate::names::{Address, RepoId, Revision, check_file, is_hex};
 use crate::options::HubOptions;
 use crate::progress::Progress;
+use crate::workers::Workers;
 
 /// Bytes of a listing at most: a large repository has some thousands of files.
 const MAX_LISTING: usize = 32 << 20;
@@ -55,14 +55,14 @@ impl Listing {
 #[derive(Debug, Clone)]
 pub struct HubClient {
     http: Http,
-    workers: Arc<Semaphore>,
+    workers: Arc<Workers>,
 }
 
 impl HubClient {
     /// A client; nothing is asked yet.
     pub fn new(options: HubOptions) -> Result<Self, HubError> {
         let options = Arc::new(options);
-        let workers = Arc::new(Semaphore::new(options.limits.parallel.max(1)));
+        let workers = Arc::new(Workers::new(options.limits.parallel));
         Ok(Self { http: Http::new(options)?, workers })
     }
 
@@ -79,7 +79,7 @@ impl HubClient {
                 .await
                 .ok_or_else(|| self.not_cached(repo, revision));
         }
-        let _worker = self.workers.acquire().await.expect("the semaphore is never closed");
+        let _worker = self.workers.listing().await;
         let segments = ["api", "models"].into_iter().chain(repo.as_str().split('/'));
         let mut url = self.http.url(segments.chain(["revision", revision.as_str()]));
         url.set_query(Some("blobs=true"));
@@ -165,7 +165,8 @@ impl HubClient {
         if self.options().offline {
             return Err(self.not_cached(repo, &listing.revision));
         }
-        let _worker = self.workers.acquire().await.expect("the semaphore is never closed");
+        let _worker = self.workers.file(progress).await;
+        let progress = self.workers.watched(progress);
         let subject = Subject { repo, revision: commit, file: Some(name) };
         let found = download::metadata(&self.http, subject).await?;
         if found.size > limit {
@@ -175,7 +176,7 @@ impl HubClient {
             )));
         }
         if cache.blob(&found.digest, Some(found.size)).is_none() {
-            download::blob(&self.http, &cache, subject, &found, progress).await?;
+            download::blob(&self.http, &cache, subject, &found, &progress).await?;
         }
         let linked = cache.link(commit, name, &found.digest);
         linked.map_err(|error| HubError::storage(format!("cannot link {subject}"), &error))?;

@@ -62,7 +62,7 @@ pub(crate) async fn blob(
     wanted: &Metadata,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
-    let _lock = lock(http, cache, &wanted.digest).await?;
+    let _lock = lock(http, cache, &wanted.digest, progress).await?;
     if cache.blob(&wanted.digest, Some(wanted.size)).is_some() {
         return Ok(());
     }
@@ -81,7 +81,12 @@ pub(crate) async fn blob(
 }
 
 /// Waits for the blob's lock. Whoever holds it is believed as long as the blob grows.
-async fn lock(http: &Http, cache: &RepoCache, digest: &Digest) -> Result<fs::File, HubError> {
+async fn lock(
+    http: &Http,
+    cache: &RepoCache,
+    digest: &Digest,
+    progress: &dyn Progress,
+) -> Result<fs::File, HubError> {
     let file = cache.lock_file(digest)?;
     let window = http.options.limits.progress_window;
     let grown = || fs::metadata(cache.incomplete_path(digest)).map_or(0, |found| found.len());
@@ -97,6 +102,7 @@ async fn lock(http: &Http, cache: &RepoCache, digest: &Digest) -> Result<fs::Fil
         let now = grown();
         if now != seen {
             (seen, since) = (now, Instant::now());
+            progress.waiting();
         } else if since.elapsed() > window * 3 {
             return Err(HubError::unavailable(format!(
                 "another download of {} holds its lock and does not go on",

@@ -7,6 +7,7 @@
 //! | [`names`] | what a repository, a revision and a file may be called |
 //! | [`client`] | [`HubClient`]: list a repository, fetch its files |
 //! | `http` | one request: credentials, redirects, refusals |
+//! | `workers` | how much is asked for at once |
 //! | `download` | one file into the cache: resume, limits, digest |
 //! | [`cache`] | `models--org--name/{blobs,refs,snapshots}` |
 //! | [`error`] | what failed, without secrets |
@@ -24,6 +25,7 @@ mod http;
 pub mod names;
 pub mod options;
 mod progress;
+mod workers;
 
 pub use client::{HubClient, Listing, RepoFile};
 pub use error::{HubError, HubErrorKind};

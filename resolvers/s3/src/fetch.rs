@@ -107,7 +107,7 @@ impl Fetch {
             return Ok(Some(Found { entry, base_model: pinned.base_model }));
         }
         drop(asking);
-        let _downloading = self.workers.download().await;
+        let _downloading = self.workers.download(subject.progress).await;
         let mut rounds = self.objects.limits.changes;
         loop {
             match self.bring(subject, &pinned).await {
@@ -195,6 +195,7 @@ impl Fetch {
     ) -> Result<(), Failure> {
         while let Some((offset, bytes)) = piece.next().await? {
             subject.progress.advance(bytes.len() as u64);
+            self.workers.moved();
             let to = staging.clone();
             blocking(move || to.write(1, offset, &bytes)).await?;
         }
@@ -214,6 +215,7 @@ impl Fetch {
             if seen != Some(at) {
                 (seen, since) = (Some(at), Instant::now());
                 subject.progress.advance(1);
+                self.workers.moved();
             } else if since.elapsed() > patience {
                 let message = format!("another download of it stands still at {at} bytes");
                 return Err(Failure::new(Cause::Broken, message).about(subject.key));

@@ -219,6 +219,27 @@ async fn a_resolver_that_hangs_loses_its_call_and_the_next_is_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_for_a_place_waits_as_long_as_calls_end() {
+    let (manager, calls) = resolving(|_| {}, &[POET]);
+    // Three times as many as are asked for at once, 50 s each: the last begin after 100 s.
+    let names: Vec<String> = (0..192).map(|i| format!("after 50 s number {i}")).collect();
+    let mut gets = tokio::task::JoinSet::new();
+    for name in &names {
+        let (manager, name) = (manager.clone(), name.clone());
+        gets.spawn(async move { manager.get(&name).await });
+    }
+    for answer in gets.join_all().await {
+        let error = answer.expect_err("a client waits 30 s");
+        assert!(!error.message.contains("none has ended"), "{error}");
+    }
+    while manager.resolvers_status()[0].answered < 192 {
+        assert_eq!(manager.resolvers_status()[0].failed, 0, "somebody was given up");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(asked(&calls), [192]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_fetch_outlasts_the_limit() {
     let (manager, _) = resolving(|config| config.negative_ttl = Duration::from_secs(60), &[POET]);
     let mut failures = 0;
