@@ -63,8 +63,7 @@ impl ResolverConfig {
     }
 
     /// Whether `adapter_config.json` of the adapter `name` is one of a LoRA adapter of the host's base model; the base model
-    /// that it names, if it names one. A misfit is [`ResolveError::not_found`] with the reason, which is logged where it is
-    /// the base model.
+    /// that it names, if it names one. A misfit is [`ResolveError::not_found`] with the reason, which the host logs.
     pub fn fits(&self, name: &str, adapter_config: &Value) -> Result<Option<String>, ResolveError> {
         match &adapter_config["peft_type"] {
             Value::Null => {}
@@ -84,7 +83,6 @@ impl ResolverConfig {
         let reason = format!(
             "adapter {name:?} is for the base model {base}, this server has {ours} (LORA_RESOLVER_BASE_ALIASES can name others)"
         );
-        tracing::warn!("{reason}");
         Err(ResolveError::not_found(reason))
     }
 }

@@ -19,7 +19,9 @@ impl AdapterManager {
     pub(super) async fn resolve(self: &Arc<Self>, name: &str) -> Result<Arc<Adapter>> {
         let mut failures = Vec::new();
         for resolver in self.resolvers().into_iter().flat_map(ResolverRegistry::iter) {
-            match self.ask(resolver, name).await {
+            let error = match self.ask(resolver, name).await {
+                Ok(None) => continue,
+                Err(error) => error,
                 Ok(Some(request)) => match self.load_found(resolver, request).await {
                     Ok(adapter) => return Ok(adapter),
                     Err(mut error) => {
@@ -27,18 +29,15 @@ impl AdapterManager {
                         if error.kind == ErrorKind::NotFound {
                             error.kind = ErrorKind::InvalidRequest;
                         }
-                        let error = error.context(format_args!(
+                        error.context(format_args!(
                             "LoRA adapter '{name}' was found but could not be loaded"
-                        ));
-                        failures.push((resolver.name().clone(), error));
+                        ))
                     }
                 },
-                Ok(None) => {}
-                Err(error) => failures.push((resolver.name().clone(), error)),
-            }
-        }
-        for (resolver, error) in &failures {
-            tracing::warn!(%resolver, name, error = %error.message, "not resolved");
+            };
+            // Where the next one has it no client hears of it.
+            tracing::warn!(resolver = %resolver.name(), name, error = %error.message, "not resolved");
+            failures.push((resolver.name().clone(), error));
         }
         Err(verdict(name, failures))
     }
