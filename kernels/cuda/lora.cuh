@@ -222,8 +222,7 @@ struct InTurn {
     DEVICE void multiply(const LoraPart (&own)[1], const Lora& lora, u32 row, uint2 first, float (&delta)[HALVES][4][4]) const {
         const u32 g = threadIdx.x % 32 / 4;
         uint2 h = first;
-        const LoraPart part = from_lane(own[0], g);
-        if (turn.k) h = EightColumns::ranks(lora, part, turn.k, row + g);
+        if (turn.k) h = EightColumns::ranks(lora, from_lane(own[0], g), turn.k, row + g);
         if (!(turn.served(own) >> g & 1)) h = make_uint2(0, 0);
 #pragma unroll
         for (u32 half = 0; half < HALVES; half++) now[half].multiply(h, delta[half]);

@@ -33,9 +33,9 @@ struct Product {
     u32 pairs[N / 2];
 
     DEVICE void load(const u16* from) {
-        if (N == 8) {
+        if constexpr (N == 8) {
             const uint4 raw = *(const uint4*)from;
-            pairs[0] = raw.x, pairs[1] = raw.y, pairs[N / 2 - 2] = raw.z, pairs[N / 2 - 1] = raw.w;
+            pairs[0] = raw.x, pairs[1] = raw.y, pairs[2] = raw.z, pairs[3] = raw.w;
         } else {
             const uint2 raw = *(const uint2*)from;
             pairs[0] = raw.x, pairs[1] = raw.y;
@@ -81,8 +81,8 @@ DEVICE float finish(const ResidualArgs& args, const Constants<N>& constants, u32
 #pragma unroll
     for (u32 k = 0; k < N; k += 2)
         pairs[k / 2] = pack_bf16(v[k] * constants.weight[k], v[k + 1] * constants.weight[k + 1]);
-    if (N == 8)
-        *(uint4*)(args.x + at) = make_uint4(pairs[0], pairs[1], pairs[N / 2 - 2], pairs[N / 2 - 1]);
+    if constexpr (N == 8)
+        *(uint4*)(args.x + at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     else
         *(uint2*)(args.x + at) = make_uint2(pairs[0], pairs[1]);
     return sum;

@@ -7,7 +7,7 @@ pub trait Progress: Debug + Send + Sync {
     /// `file` has `done` of `total` bytes; `done` falls back when a transfer starts over.
     fn file(&self, file: &str, done: u64, total: u64);
 
-    /// A file waits for other transfers, and those get somewhere. Told about once a second.
+    /// A file waits for other transfers, and those get somewhere. Told now and then.
     fn waiting(&self) {}
 }
 
