@@ -11,8 +11,8 @@ struct GatedArgs {
     u32 rows;
     const u16* delta;  // like y, or null
     Norm norm;         // of x
-    u32 groups;        // of eight rows, that a warp of `gated_mlp_stacked_many` takes
-    u32 unused;
+    u32 groups;        // of eight rows, that a warp of `gated_mlp_packed` takes
+    u32 row_warps;     // of its block
 };
 
 DEVICE float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
@@ -173,7 +173,7 @@ struct Stage {
 // Sixteen ranks of h for the lane's row g, whose own part is given.
 DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row, u32 k) {
     const u32 stride = part.stride();
-    const u16* from = lora.h + (u64)row * lora.lane_stride + part.lane + k + threadIdx.x % 4 * 2;
+    const u16* from = lora.h + (u64)row * lora.lane_stride + part.lane + lane_of_rank(lora, k) + threadIdx.x % 4 * 2;
     h[0] = k < stride ? *(const u32*)from : 0;
     h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;
 }
@@ -252,53 +252,60 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     finish_two(args, raw, own, of_x, row, rows, i, delta);
 }
 
-// The same for rows that share adapters. Grid: columns / 64, rows / 32 groups. Warps of a block have the same columns, so that
-// what one reads of B the others find in the first-level cache.
-KERNEL(128, 4) gated_mlp_stacked_many(const GatedArgs args) {
+// The same with B packed, for few adapters. Grid: columns, rows. Of a block's warps `row_warps` have the same 32 columns of
+// groups of eight rows, so that what one reads of B the others find in the first-level cache.
+KERNEL(128, 4) gated_mlp_packed(const GatedArgs args) {
     let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 i = blockIdx.x * 64 + g * 8;
-    EightColumns b[2];
-    u64 held = 0;  // whose first ranks `b` holds
+    const u32 column = (blockIdx.x * (4 / args.row_warps) + warp / args.row_warps) * PACKED_COLUMNS, i = column + 4 * g;
+    const u32 part = packed_columns(args.ffn), columns[2] = {column, part + column};
+    if (column >= args.ffn) return;
+    const bool inside = i < args.ffn;
+    PackedTurns<2, 2, 2> turns;
+    if (args.lora.slots == 1) turns.load(args.lora, 1, columns, 2 * part);
     for (u32 group = 0; group < args.groups; group++) {
-        const u32 row = ((blockIdx.y * 4 + warp) * args.groups + group) * 8;
+        const u32 row = ((blockIdx.y * args.row_warps + warp % args.row_warps) * args.groups + group) * 8;
         if (row >= args.rows) return;
         const u32 rows = min(args.rows - row, 8u);
-        LoraPart own[2] = {};
-        if (lane < rows)
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
-        Turn<2> turn;
-        turn.begin(own);
-        const u64 key = turn.key(own);
-        if (turn.waiting && key != held)
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], turn.leader), 0, i, args.ffn);
-        held = key;
-        // B lay there before; y and h come from the kernel before.
+        SlotsOfRows<2> slots;
+        slots.load(args.lora, row, rows, 0);
+        // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
-        Raw raw[2];
+        uint2 y[2][2];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
-        uint2 h[2];
-#pragma unroll
-        for (u32 p = 0; p < 2; p++) h[p] = EightColumns::ranks(args.lora, from_lane(own[p], g), 0, row + g);
-        const float of_x = factor_of_eight(args.norm, row, rows);
-        float delta[2][4][4] = {};
-        while (turn.waiting) {
-            const bool there = turn.served(own) >> g & 1;
+        for (u32 r = 0; r < 2; r++)
 #pragma unroll
             for (u32 p = 0; p < 2; p++) {
-                uint2 of_turn = h[p];
-                if (turn.k) of_turn = EightColumns::ranks(args.lora, from_lane(own[p], g), turn.k, row + g);
-                b[p].multiply(there ? of_turn : make_uint2(0, 0), delta[p]);
+                const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + p * args.ffn + i;
+                y[r][p] = inside && 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
             }
-            turn.next(own);
-            if (!turn.waiting) break;
-            held = 0;
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) b[p].load(from_lane(own[p], turn.leader), turn.k, i, args.ffn);
+        const float of_x = factor_of_eight(args.norm, row, rows);
+        float delta[2][2][4] = {};
+        const u32 own = __shfl_sync(FULL_WARP, slots.own, g);
+        for (u32 left = slots.all(args.lora); left;) {
+            const u32 batch = turns.batch(left);
+            turns.load(args.lora, batch, columns, 2 * part);
+            turns.multiply(args.lora, batch, own, 0, row, g < rows, delta);
+            left &= ~batch;
         }
-        finish_two(args, raw, own, of_x, row, rows, i, delta);
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+            float v[2][4];
+#pragma unroll
+            for (u32 p = 0; p < 2; p++) {
+                const float scale = slots.of_row(2 * q + r, p);
+                widen4(y[r][p], v[p]);
+#pragma unroll
+                for (u32 k = 0; k < 4; k++) {
+                    v[p][k] = factor * (v[p][k] + delta[p][k / 2][2 * (k % 2) + r] * scale);
+                    if (args.bias && inside) v[p][k] += args.bias[p * args.ffn + i + k];
+                }
+            }
+            if (!inside || 2 * q + r >= rows) continue;
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) v[0][k] = silu(v[0][k]) * v[1][k];
+            store4(args.out + (u64)(row + 2 * q + r) * args.out_stride + i, v[0]);
+        }
     }
 }

@@ -30,7 +30,8 @@ struct Tile {
     const LoraSite* sites;  // null: no adapter
     u32 first_row;
     u16 rows;
-    u16 slot;  // of the adapter among those below W
+    u8 slot;  // the first of the adapter's below W
+    u8 slots;
 };
 
 struct Lora {
@@ -38,8 +39,9 @@ struct Lora {
     u16* h;             // x Aᵀ, scaled if a shrink made it: [rows, lane_stride]
     u32 lane_stride;
     u32 site;        // layer * 4 + site
-    u32 slot_lanes;  // of a slot below W; 0: a shrink made h
-    u32 unused;
+    u32 slot_lanes;  // of a slot below W: sixteen a part; 0: a shrink made h
+    u32 slots;       // that the product gave
+    const u8* packed;  // B of the first of them (`packed.cuh`)
 };
 
 // What the tile's adapter does at this site, if anything.
@@ -54,9 +56,12 @@ DEVICE LoraPart part_of_row(const Lora& lora, u32 row, u32 index) {
     const Tile tile = lora.tiles[row];
     if (!tile.sites) return LoraPart{0, 0, 0, 0.0f, 0};
     LoraPart part = tile.sites[lora.site].parts[index];
-    part.lane += tile.slot * lora.slot_lanes;
+    part.lane = tile.slot * lora.slot_lanes + index * LORA_LANES;
     return part;
 }
+
+// From a rank `k` of a part, at a multiple of sixteen, to the same in h: each slot has its lanes of all parts.
+DEVICE u32 lane_of_rank(const Lora& lora, u32 k) { return k / LORA_LANES * lora.slot_lanes; }
 
 // Sixteen ranks (or the last eight, then zeros) of B for a warp's 32 columns.
 struct FragmentsB {
@@ -155,85 +160,5 @@ struct Turn {
         if (k < __shfl_sync(FULL_WARP, rank(own), leader)) return;
         waiting &= ~served(own);
         leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
-    }
-};
-
-// Sixteen ranks (or the last eight, then zeros) of B for the lane's eight columns from `first` on.
-struct EightColumns {
-    uint2 b[8];
-
-    DEVICE void load(const LoraPart& part, u32 k, u32 first, u32 width) {
-        const u32 q = threadIdx.x % 4, stride = part.stride();
-        const bool there = k < stride && first < width, whole = k + 8 < stride;
-        const u16* at = part.b + (u64)first * stride + k + q * (whole ? 4 : 2);
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            b[i] = make_uint2(0, 0);
-            if (there && whole) b[i] = __ldg((const uint2*)(at + i * stride));
-            if (there && !whole) b[i].x = __ldg((const u32*)(at + i * stride));
-        }
-    }
-
-    // The same ranks of h for a row whose own part is given.
-    DEVICE static uint2 ranks(const Lora& lora, const LoraPart& part, u32 k, u32 row) {
-        const u32 q = threadIdx.x % 4, stride = part.stride();
-        const u16* at = lora.h + (u64)row * lora.lane_stride + part.lane + k;
-        if (k + 8 < stride) return *(const uint2*)(at + q * 4);
-        return make_uint2(k < stride ? *(const u32*)(at + q * 2) : 0, 0);
-    }
-
-    // delta += B hᵀ: delta[j][2 i + r] is for column 2 j + i of the lane's and row 2 q + r.
-    DEVICE void multiply(uint2 h, float (&delta)[4][4]) const {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) mma16(delta[j], b[2 * j].x, b[2 * j + 1].x, b[2 * j].y, b[2 * j + 1].y, h.x, h.y);
-    }
-};
-
-// Takes the adapters of eight rows in turns while B of the next is on its way: eight of the lane's columns, and as many in each
-// further half 64 behind.
-template <u32 HALVES>
-struct InTurn {
-    Turn<1> turn;
-    Turn<1> ahead;
-    u64 held = 0;  // whose first ranks `now` holds
-    EightColumns now[HALVES];
-    EightColumns next[HALVES];
-
-    DEVICE static void load(EightColumns (&b)[HALVES], const LoraPart (&own)[1], const Turn<1>& turn, u32 first, u32 width) {
-        const LoraPart part = from_lane(own[0], turn.leader);
-#pragma unroll
-        for (u32 half = 0; half < HALVES; half++) b[half].load(part, turn.k, first + 64 * half, width);
-    }
-
-    DEVICE void begin(const LoraPart (&own)[1], u32 first, u32 width) {
-        turn.begin(own);
-        const u64 key = turn.key(own);
-        if (turn.waiting && key != held) load(now, own, turn, first, width), held = key;
-        ahead = turn;
-        load_ahead(own, first, width);
-    }
-
-    DEVICE void load_ahead(const LoraPart (&own)[1], u32 first, u32 width) {
-        if (ahead.waiting) ahead.next(own);
-        if (ahead.waiting) load(next, own, ahead, first, width);
-    }
-
-    // `first` holds the first ranks of the lane's row, row + lane / 4.
-    DEVICE void multiply(const LoraPart (&own)[1], const Lora& lora, u32 row, uint2 first, float (&delta)[HALVES][4][4]) const {
-        const u32 g = threadIdx.x % 32 / 4;
-        uint2 h = first;
-        if (turn.k) h = EightColumns::ranks(lora, from_lane(own[0], g), turn.k, row + g);
-        if (!(turn.served(own) >> g & 1)) h = make_uint2(0, 0);
-#pragma unroll
-        for (u32 half = 0; half < HALVES; half++) now[half].multiply(h, delta[half]);
-    }
-
-    DEVICE void advance(const LoraPart (&own)[1], u32 first, u32 width) {
-        turn = ahead;
-        if (!turn.waiting) return;
-        held = 0;
-#pragma unroll
-        for (u32 half = 0; half < HALVES; half++) now[half] = next[half];
-        load_ahead(own, first, width);
     }
 };

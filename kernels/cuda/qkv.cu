@@ -23,7 +23,7 @@ struct QkvArgs {
     u32 block_size;
     float eps;
     u32 rows;
-    u32 groups;  // of eight rows, that a warp of `qkv_stacked_many` takes
+    u32 groups;  // of eight rows, that a block of `qkv_packed` takes
     Lora lora;   // for the kernels with LoRA
     Norm norm;   // of x
 };
@@ -192,7 +192,7 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     for (u32 k = 0; k < part.rank; k += 16) {
         Ranks raw;
         float h[16];
-        raw.load(args.lora.h + (u64)row * args.lora.lane_stride + part.lane + k, part.stride() - k);
+        raw.load(args.lora.h + (u64)row * args.lora.lane_stride + part.lane + lane_of_rank(args.lora, k), part.stride() - k);
         raw.widen(h);
 #pragma unroll
         for (u32 pair = 0; pair < MOST_PAIRS; pair += 2) {
@@ -208,78 +208,117 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     pairs.finish(args, head, own);
 }
 
-// For heads of 128 and many rows of few adapters: a warp makes eight rows of a head at a time, which share what it reads of B. A
-// lane has columns 8 g .. 8 g + 7 and those half a head behind them, of rows 2 q and 2 q + 1. Grid: heads + 2 kv heads,
-// rows / (8 groups warps).
-KERNEL(64, 4) qkv_stacked_many(const QkvArgs args) {
+// Eight rows' places, as a lane knows them of its two.
+struct TwoRows {
+    u32 position[2];
+    u32 slot[2];
+
+    // A lane below eight loads those of its row.
+    DEVICE TwoRows(const QkvArgs& args, u32 row, u32 rows) {
+        const u32 lane = threadIdx.x % 32, q = lane % 4;
+        const u32 own = lane < rows ? args.positions[row + lane] : 0, to = lane < rows ? args.slots[row + lane] : NO_SLOT;
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            position[r] = __shfl_sync(FULL_WARP, own, 2 * q + r);
+            slot[r] = __shfl_sync(FULL_WARP, to, 2 * q + r);
+        }
+    }
+};
+
+// The same with B packed, for few adapters and heads whose halves are whole groups of columns. Grid: heads + 2 kv heads,
+// rows / (8 groups). A warp has 32 columns of a head and those half a head behind them, of eight rows at a time.
+KERNEL(128, 3) qkv_packed(const QkvArgs args) {
+    __shared__ float sums[2][4][8];
     let_dependents_start();
-    const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warps = blockDim.x / 32;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
     const Head head(args, blockIdx.x);
-    const u32 column = head.own * 128 + 8 * g, width = 128 * (head.part == 0 ? args.heads : args.kv_heads);
+    const u32 half = args.d / 2, in_head = warp * PACKED_COLUMNS + 4 * g, width = (args.heads + 2 * args.kv_heads) * args.d;
+    const u32 first = blockIdx.x * args.d + warp * PACKED_COLUMNS, columns[2] = {first, first + half};
     const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
-    InTurn<2> b;
+    PackedTurns<2, 1, 4> turns;
+    if (args.lora.slots == 1) turns.load(args.lora, 1, columns, width);
     for (u32 group = 0; group < args.groups; group++) {
-        const u32 row = ((blockIdx.y * warps + threadIdx.x / 32) * args.groups + group) * 8;
+        const u32 row = (blockIdx.y * args.groups + group) * 8;
         if (row >= args.rows) return;
         const u32 rows = min(args.rows - row, 8u);
-        LoraPart own[1] = {};
-        u32 position = 0, slot = NO_SLOT;
-        if (lane < rows) {
-            own[0] = part_of_row(args.lora, row + lane, head.part);
-            position = args.positions[row + lane], slot = args.slots[row + lane];
-        }
-        b.begin(own, column, width);
-        // B lay there before; y and h come from the kernel before.
+        SlotsOfRows<1> slots;
+        slots.load(args.lora, row, rows, head.part);
+        // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
-        const uint2 h = EightColumns::ranks(args.lora, from_lane(own[0], g), 0, row + g);
-        uint4 y[2][2];
+        uint2 y[2][2];
 #pragma unroll
         for (u32 r = 0; r < 2; r++)
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + blockIdx.x * 128 + 64 * half + 8 * g;
-                y[r][half] = 2 * q + r < rows ? *(const uint4*)at : make_uint4(0, 0, 0, 0);
+            for (u32 n = 0; n < 2; n++) {
+                const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + columns[n] + 4 * g;
+                y[r][n] = 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
             }
         const float of_x = factor_of_eight(args.norm, row, rows);
-        float delta[2][4][4] = {};
-        while (b.turn.waiting) b.multiply(own, args.lora, row, h, delta), b.advance(own, column, width);
+        const TwoRows places(args, row, rows);
+        float4 angles[2][2];
+#pragma unroll
+        for (u32 r = 0; r < 2; r++)
+#pragma unroll
+            for (u32 n = 0; n < 2; n++)
+                if (head.part != 2) angles[r][n] = *(const float4*)(args.rope + (u64)places.position[r] * args.d + n * half + in_head);
+        float delta[2][2][4] = {};
+        const u32 own = __shfl_sync(FULL_WARP, slots.own, g);
+        for (u32 left = slots.all(args.lora); left;) {
+            const u32 batch = turns.batch(left);
+            turns.load(args.lora, batch, columns, width);
+            turns.multiply(args.lora, batch, own, head.part, row, g < rows, delta);
+            left &= ~batch;
+        }
+        float v[2][2][4], sum[2] = {};
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
-            const float scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-            const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
-            const u32 at = __shfl_sync(FULL_WARP, position, 2 * q + r), to = __shfl_sync(FULL_WARP, slot, 2 * q + r);
-            float low[8], high[8], sum = 0.0f;
-            widen8(y[r][0], low);
-            widen8(y[r][1], high);
+            const float scale = slots.of_row(2 * q + r), factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                low[i] = factor * (low[i] + delta[0][i / 2][2 * (i % 2) + r] * scale);
-                high[i] = factor * (high[i] + delta[1][i / 2][2 * (i % 2) + r] * scale);
-                if (args.bias) {
-                    const float* bias = args.bias + blockIdx.x * 128 + 8 * g + i;
-                    low[i] += bias[0], high[i] += bias[64];
+            for (u32 n = 0; n < 2; n++) {
+                widen4(y[r][n], v[r][n]);
+#pragma unroll
+                for (u32 k = 0; k < 4; k++) {
+                    float& x = v[r][n][k];
+                    x = factor * (x + delta[n][k / 2][2 * (k % 2) + r] * scale);
+                    if (args.bias) x += args.bias[columns[n] + 4 * g + k];
+                    sum[r] += x * x;
                 }
-                sum += low[i] * low[i] + high[i] * high[i];
             }
-            if (norm) {
+        }
+        if (norm) {
 #pragma unroll
-                for (u32 offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
-                const float divisor = 1.0f / sqrtf(sum / 128.0f + args.eps);
+            for (u32 r = 0; r < 2; r++) {
 #pragma unroll
-                for (u32 i = 0; i < 8; i++) low[i] *= divisor * norm[8 * g + i], high[i] *= divisor * norm[64 + 8 * g + i];
+                for (u32 offset = 4; offset < 32; offset *= 2) sum[r] += __shfl_xor_sync(FULL_WARP, sum[r], offset);
+                if (g == 0) sums[group % 2][warp][2 * q + r] = sum[r];
             }
-            if (2 * q + r >= rows) continue;
-            u16* out = head.place(args, row + 2 * q + r, to);
+            __syncthreads();
+#pragma unroll
+            for (u32 r = 0; r < 2; r++) {
+                sum[r] = 0.0f;
+                for (u32 w = 0; w < warps; w++) sum[r] += sums[group % 2][w][2 * q + r];
+                const float divisor = 1.0f / sqrtf(sum[r] / (float)args.d + args.eps);
+#pragma unroll
+                for (u32 n = 0; n < 2; n++)
+#pragma unroll
+                    for (u32 k = 0; k < 4; k++) v[r][n][k] *= divisor * norm[n * half + in_head + k];
+            }
+        }
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            u16* out = 2 * q + r < rows ? head.place(args, row + 2 * q + r, places.slot[r]) : 0;
             if (!out) continue;
-            const float* angles = args.rope + (u64)at * 128 + 8 * g;
-            float turned[2][8];
+            float turned[2][4];
+            const float4 cosines = angles[r][0], sines = angles[r][1];
+            const float c[4] = {cosines.x, cosines.y, cosines.z, cosines.w}, s[4] = {sines.x, sines.y, sines.z, sines.w};
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                const float c = head.part == 2 ? 1.0f : angles[i], s = head.part == 2 ? 0.0f : angles[64 + i];
-                turned[0][i] = low[i] * c - high[i] * s, turned[1][i] = high[i] * c + low[i] * s;
+            for (u32 k = 0; k < 4; k++) {
+                const float a = v[r][0][k], b = v[r][1][k];
+                turned[0][k] = head.part == 2 ? a : a * c[k] - b * s[k];
+                turned[1][k] = head.part == 2 ? b : b * c[k] + a * s[k];
             }
-            store8(out + 8 * g, 8, turned[0]);
-            store8(out + 64 + 8 * g, 8, turned[1]);
+            store4(out + in_head, turned[0]);
+            store4(out + half + in_head, turned[1]);
         }
     }
 }

@@ -14,7 +14,7 @@ struct ResidualArgs {
     u32 stride;
     u32 rows;
     u32 columns;  // of a block of `residual`
-    u32 groups;   // of eight rows, that a block of `residual_stacked_many` takes
+    u32 groups;   // of eight rows, that a block of `residual_packed` takes
     u32 unused;
 };
 
@@ -191,7 +191,7 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
     for (u32 k = 0; k < part.rank; k += 16) {
         if (k > 0) b.load(part, first, args.norm.width, k + half);
         float h[8];
-        widen8(k + half < part.rank ? *(const uint4*)(ranks + k) : make_uint4(0, 0, 0, 0), h);
+        widen8(k + half < part.rank ? *(const uint4*)(ranks + lane_of_rank(args.lora, k)) : make_uint4(0, 0, 0, 0), h);
 #pragma unroll
         for (u32 j = 0; j < 8; j++) delta[j] += dot8(b.b[j], h);
     }
@@ -207,28 +207,29 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
     if (threadIdx.x == 0) args.norm.squares[(u64)row * args.norm.pieces + blockIdx.x] = sum;
 }
 
-// The same for rows that share adapters. Grid: columns / 256, rows / (8 groups). A warp has 64 columns, a lane eight of them in
-// rows 2 q and 2 q + 1 of a group.
-KERNEL(128, 3) residual_stacked_many(const ResidualArgs args) {
+// The same with B packed, for few adapters. Grid: columns / 128, rows / (8 groups). A warp has 32 columns of eight rows at a
+// time.
+KERNEL(128, 4) residual_packed(const ResidualArgs args) {
     __shared__ float sums[2][4][8];
     let_dependents_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-    const u32 i = blockIdx.x * 256 + warp * 64 + 8 * g;
+    const u32 columns[1] = {blockIdx.x * 128 + warp * PACKED_COLUMNS}, i = columns[0] + 4 * g;
+    const u32 width = packed_columns(args.norm.width);
     const bool inside = i < args.stride;
-    Constants<8> constants;
+    Constants<4> constants;
     constants.load(args, i);
-    InTurn<1> b;
+    PackedTurns<1, 1, 4> turns;
+    if (args.lora.slots == 1 && columns[0] < width) turns.load(args.lora, 1, columns, width);
     for (u32 group = 0; group < args.groups; group++) {
-        const u32 row = (blockIdx.y * args.groups + group) * 8, rows = min(args.rows - row, 8u);
+        const u32 row = (blockIdx.y * args.groups + group) * 8;
         if (row >= args.rows) break;
-        LoraPart own[1] = {};
-        if (lane < rows) own[0] = part_of_row(args.lora, row + lane, 0);
-        b.begin(own, i, args.norm.width);
-        // B lay there before; y and h come from the kernel before.
+        const u32 rows = min(args.rows - row, 8u);
+        SlotsOfRows<1> slots;
+        slots.load(args.lora, row, rows, 0);
+        // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
-        const uint2 h = EightColumns::ranks(args.lora, from_lane(own[0], g), 0, row + g);
-        Product<8> y[2];
-        float v[2][8];
+        Product<4> y[2];
+        float v[2][4];
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
             if (!inside || 2 * q + r >= rows) continue;
@@ -236,16 +237,22 @@ KERNEL(128, 3) residual_stacked_many(const ResidualArgs args) {
             y[r].load(args.y + (u64)at * args.y_stride + i);
             load_floats(args.residual + (u64)at * args.stride + i, v[r]);
         }
-        float delta[1][4][4] = {};
-        while (b.turn.waiting) b.multiply(own, args.lora, row, h, delta), b.advance(own, i, args.norm.width);
+        float delta[1][2][4] = {};
+        const u32 own = __shfl_sync(FULL_WARP, slots.own, g);
+        for (u32 left = columns[0] < width ? slots.all(args.lora) : 0; left;) {
+            const u32 batch = turns.batch(left);
+            turns.load(args.lora, batch, columns, width);
+            turns.multiply(args.lora, batch, own, 0, row, g < rows, delta);
+            left &= ~batch;
+        }
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
-            const float scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+            const float scale = slots.of_row(2 * q + r);
             float sum = 0.0f;
             if (inside && 2 * q + r < rows) {
                 y[r].add_to(v[r]);
 #pragma unroll
-                for (u32 k = 0; k < 8; k++) v[r][k] += delta[0][k / 2][2 * (k % 2) + r] * scale;
+                for (u32 k = 0; k < 4; k++) v[r][k] += delta[0][k / 2][2 * (k % 2) + r] * scale;
                 sum = finish(args, constants, row + 2 * q + r, i, v[r]);
             }
 #pragma unroll

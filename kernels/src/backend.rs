@@ -109,7 +109,9 @@ pub trait Backend: Debug + Send + 'static {
 
     /// Tells which site of the model has a weight, before the first step. A backend that keeps something of adapters beside
     /// weights does so from the first step on then, and gives the same request the same bits whenever it comes.
-    fn know_site(&mut self, _layer: usize, _site: Site, _weight: &Self::Linear) {}
+    fn know_site(&mut self, _layer: usize, _site: Site, _weight: &Self::Linear) -> Result<()> {
+        Ok(())
+    }
 
     /// Puts constants on the device.
     fn upload_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;

@@ -82,6 +82,7 @@ fn wide_cases() -> Vec<Case> {
     let group = Shape { heads: 12, kv_heads: 1, head_dim: 64, ..shape };
     let multi = Shape { heads: 20, kv_heads: 1, head_dim: 8, ..shape };
     let large = Shape { heads: 2, kv_heads: 1, head_dim: 256, ..shape };
+    let high = vec![[64; 7], [64; 7], [24; 7]];
     // Rows share B; sums of squares come in pieces.
     let shared = Shape { heads: 4, head_dim: 128, hidden: 264, ffn: 392, ..shape };
     let shared = Shape { bias: true, qk_norm: true, ..shared };
@@ -92,7 +93,8 @@ fn wide_cases() -> Vec<Case> {
     let window = Shape { window: Some(100), ..group };
     vec![
         base("a chunk of 700 rows"),
-        Case { shape: wide, lives: short, ..base("wide matrices") },
+        Case { shape: wide, lives: short.clone(), ..base("wide matrices") },
+        Case { adapters: high, lives: short, ..base("more ranks than are packed") },
         Case { shape: group, ..base("twelve heads to a group") },
         Case { shape: multi, ..base("twenty heads of 8 to a group") },
         Case { shape: large, ..base("heads of 256") },
@@ -116,7 +118,7 @@ fn wide_shapes_agree_with_the_reference() {
             let (case, world, plan) = (&case, &world, &plan);
             let job = Job { case, world, plan, probe, draws: None };
             let expected = widened(&run_case(ReferenceBackend::new, &job).0);
-            for (graph_rows, slots) in [(&[][..], 0), (&[], 8), (&[4, 8], 8)] {
+            for (graph_rows, slots) in [(&[][..], 0), (&[], 8), (&[4, 8], 16)] {
                 let found: Outputs = run_case(|| cuda(graph_rows, slots), &job).0;
                 assert_consistent(case, world, &found);
                 let how = format!("{probe:?}, graphs at {graph_rows:?}, {slots} slots");

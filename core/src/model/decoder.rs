@@ -253,7 +253,7 @@ impl<B: Backend> Stack<'_, B> {
         }
         let bias = biased.then_some(bias.as_slice());
         let weight = self.backend.upload_linear(&weights, bias)?;
-        self.backend.know_site(self.layer, site, &weight);
+        self.backend.know_site(self.layer, site, &weight)?;
         Ok(weight)
     }
 }

@@ -73,10 +73,10 @@ impl Model {
                     gate_up: linear(backend, &[FFN, FFN], HIDDEN)?,
                     down: linear(backend, &[HIDDEN], FFN)?,
                 };
-                backend.know_site(index, Site::Qkv, &layer.qkv);
-                backend.know_site(index, Site::O, &layer.o);
-                backend.know_site(index, Site::GateUp, &layer.gate_up);
-                backend.know_site(index, Site::Down, &layer.down);
+                backend.know_site(index, Site::Qkv, &layer.qkv)?;
+                backend.know_site(index, Site::O, &layer.o)?;
+                backend.know_site(index, Site::GateUp, &layer.gate_up)?;
+                backend.know_site(index, Site::Down, &layer.down)?;
                 Ok(layer)
             })
             .collect::<Result<_>>()?;

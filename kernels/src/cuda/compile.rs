@@ -14,10 +14,11 @@ use super::probe::{Library, require};
 use crate::error::{KernelError, Result};
 
 /// What every kernel starts with.
-const SHARED: [&str; 5] = [
+const SHARED: [&str; 6] = [
     include_str!("../../cuda/ptx.cuh"),
     include_str!("../../cuda/prelude.cuh"),
     include_str!("../../cuda/lora.cuh"),
+    include_str!("../../cuda/packed.cuh"),
     include_str!("../../cuda/norm.cuh"),
     include_str!("../../cuda/paged.cuh"),
 ];

@@ -11,7 +11,8 @@ pub(super) struct Lora {
     pub(super) lane_stride: u32,
     pub(super) site: u32,
     pub(super) slot_lanes: u32,
-    pub(super) unused: u32,
+    pub(super) slots: u32,
+    pub(super) packed: u64,
 }
 
 /// `StackArgs`.
@@ -21,6 +22,8 @@ pub(super) struct Stack {
     pub(super) sites: u64,
     pub(super) places: u64,
     pub(super) slot: u32,
+    pub(super) slots: u32,
+    pub(super) packed: u32,
     pub(super) unused: u32,
 }
 
@@ -113,7 +116,7 @@ pub(super) struct Gated {
     pub(super) delta: u64,
     pub(super) norm: Norm,
     pub(super) groups: u32,
-    pub(super) unused: u32,
+    pub(super) row_warps: u32,
 }
 
 /// `ShrinkArgs`.
@@ -276,13 +279,13 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 128,
-    Qkv: 184,
-    Gated: 112,
-    Stack: 24,
-    Shrink: 56,
+    Residual: 136,
+    Qkv: 192,
+    Gated: 120,
+    Stack: 32,
+    Shrink: 64,
     Product: 48,
-    Expand: 64,
+    Expand: 72,
     Decode: 104,
     Prefill: 80,
     Gather: 56,

@@ -6,7 +6,7 @@ use super::gpu::Shape;
 use super::kernel_args::{Embed, Gated, Norm, Qkv, Residual};
 use super::lora::{Pending, Place};
 use super::memory::padded;
-use super::stack::SHARED_SLOTS;
+use super::stack::{PACKED_COLUMNS, PACKED_SLOTS};
 use super::step::MOST_SMALL;
 use super::weights::{Buffer, Linear, NORM_COLUMNS, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
@@ -19,23 +19,25 @@ const EXPAND_COLUMNS: usize = 128;
 /// Columns and rows of a block of `gated_mlp_stacked`.
 const STACKED_COLUMNS: usize = 256;
 const STACKED_ROWS: usize = 8;
-/// Columns of a block of `gated_mlp_stacked_many`.
-const MANY_COLUMNS: usize = 64;
 /// Columns of a block of `gated_mlp`.
 const GATED_COLUMNS: usize = 2048;
-/// Threads and columns of a block of `residual`, and columns of one of `residual_stacked`.
+/// Threads and columns of a block of `residual`; columns of one of `residual_stacked`. (One of `residual_packed` has
+/// [`NORM_COLUMNS`].)
 const RESIDUAL_THREADS: usize = 256;
 const RESIDUAL_COLUMNS: usize = 1024;
 const RESIDUAL_STACKED_COLUMNS: usize = 512;
 /// Rows of a block of `qkv`.
 const QKV_ROWS: usize = 4;
-/// Rows that share what is read of B, and threads of a block of `qkv_stacked_many`, which knows heads of one size.
+/// Rows of a group in the kernels with B packed, and how many groups a warp takes at most.
 const GROUP_ROWS: usize = 8;
-const QKV_MANY_THREADS: usize = 64;
-pub(super) const MANY_HEAD: usize = 128;
-/// Least rows for the kernels in which rows share B, and how many groups of them a warp takes at most.
-const MANY: usize = 96;
 const MOST_GROUPS: usize = 8;
+/// Warps of a block of `gated_mlp_packed`.
+const GATED_WARPS: usize = 4;
+
+/// Whether `qkv_packed` knows heads of that size.
+pub(super) const fn fits_packed(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(2 * PACKED_COLUMNS) && head_dim <= 8 * PACKED_COLUMNS
+}
 
 impl CudaBackend {
     pub(super) fn run_embed(&mut self, table: &Linear, residual: &Buffer) -> Result<()> {
@@ -104,7 +106,7 @@ impl CudaBackend {
     /// readers must know how many sums there are. Where rows are many and have no LoRA, it is one.
     fn norm_columns(&self, x: &Buffer) -> usize {
         match self.step.counts.rows {
-            _ if self.step.stacked > 0 && self.shares_b() => NORM_COLUMNS,
+            _ if self.packs() => NORM_COLUMNS,
             _ if self.step.stacked > 0 => RESIDUAL_STACKED_COLUMNS,
             rows if rows <= MOST_SMALL => RESIDUAL_COLUMNS,
             _ => x.stride,
@@ -161,9 +163,8 @@ impl CudaBackend {
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
         let (kernel, block, threads) = match queued.lora_is {
-            Pending::Stacked if d == MANY_HEAD && self.shares_b() => {
-                let block = GROUP_ROWS * self.groups() * QKV_MANY_THREADS / 32;
-                (&self.kernels.qkv_stacked_many, block, QKV_MANY_THREADS)
+            Pending::Stacked if fits_packed(d) && self.packs() => {
+                (&self.kernels.qkv_packed, GROUP_ROWS * self.groups(), d / 2)
             }
             Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS, 128),
             _ => (&self.kernels.qkv, QKV_ROWS, 128),
@@ -185,8 +186,8 @@ impl CudaBackend {
         args.delta = queued.delta;
         args.bias = op.weight.bias();
         let (kernel, block, threads) = match queued.lora_is {
-            Pending::Stacked if self.shares_b() => {
-                (&self.kernels.residual_stacked_many, GROUP_ROWS * self.groups(), 128)
+            Pending::Stacked if self.packs() => {
+                (&self.kernels.residual_packed, GROUP_ROWS * self.groups(), 128)
             }
             Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
             _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
@@ -197,9 +198,9 @@ impl CudaBackend {
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
-    /// Whether rows had better share what is read of B.
-    fn shares_b(&self) -> bool {
-        self.step.counts.rows >= MANY && self.step.stacked <= SHARED_SLOTS
+    /// Whether the step's adapters have B packed.
+    fn packs(&self) -> bool {
+        (1..=PACKED_SLOTS).contains(&self.step.stacked)
     }
 
     /// Groups of rows that a warp of those kernels takes.
@@ -213,6 +214,7 @@ impl CudaBackend {
         let out = op.out.output(rows, ffn)?;
         let place = Place { layer: op.layer, site: Site::GateUp };
         let queued = self.product(place, op.weight, x, &[ffn, ffn])?;
+        let row_warps = rows.div_ceil(GROUP_ROWS).next_power_of_two().min(GATED_WARPS);
         let args = Gated {
             lora: queued.lora,
             y: queued.y,
@@ -225,13 +227,14 @@ impl CudaBackend {
             delta: queued.delta,
             norm: self.norm_of(op.x),
             groups: self.groups() as u32,
-            unused: 0,
+            row_warps: row_warps as u32,
         };
         let (kernel, shape) = match queued.lora_is {
-            Pending::Stacked if self.shares_b() => {
-                let block = 4 * GROUP_ROWS * self.groups();
-                let grid = [ffn.div_ceil(MANY_COLUMNS), rows.div_ceil(block), 1];
-                (&self.kernels.gated_mlp_stacked_many, Shape::early(grid, 128))
+            Pending::Stacked if self.packs() => {
+                let columns = GATED_WARPS / row_warps * PACKED_COLUMNS;
+                let block = row_warps * GROUP_ROWS * self.groups();
+                let grid = [ffn.div_ceil(columns), rows.div_ceil(block), 1];
+                (&self.kernels.gated_mlp_packed, Shape::early(grid, 32 * GATED_WARPS))
             }
             Pending::Stacked => {
                 let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];

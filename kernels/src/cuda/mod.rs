@@ -197,7 +197,7 @@ impl CudaBackend {
 
     /// Weights that are made from here on have room below them for adapters of `slots` times 16 ranks, 64 at most: steps whose
     /// adapters find room there need no products of their own for A. A slot takes as much memory as A of an adapter of rank 16
-    /// on all projections.
+    /// on all projections, each of the first eight also as much as its B.
     pub fn make_slots(&mut self, slots: usize) {
         self.slots = usable(slots);
     }
@@ -212,7 +212,7 @@ impl CudaBackend {
         seed: u64,
     ) -> Result<Linear> {
         let outputs: usize = parts.iter().sum();
-        let slot_lanes = slot_lanes(parts.iter().copied(), self.slots);
+        let slot_lanes = slot_lanes(parts, self.slots);
         let stride = padded(inputs);
         let elements = (padded(outputs) + self.slots * slot_lanes) * stride;
         let weight = Block::new(&self.gpu, elements * 2, "weights")?;
@@ -228,7 +228,8 @@ impl CudaBackend {
         let shape = Shape::new([8 * self.gpu.probe.multiprocessors, 1, 1], 256);
         // SAFETY: the block was made just above with that many elements.
         unsafe { self.gpu.launch(&self.kernels.random_fill, &self.gpu.compute, shape, &args)? };
-        Ok(Linear { weight: Arc::new(weight), bias: None, outputs, inputs, slot_lanes })
+        let widths = parts.to_vec();
+        Ok(Linear { weight: Arc::new(weight), bias: None, outputs, inputs, slot_lanes, widths })
     }
 
     /// Address of a part of the step's metadata.
@@ -337,8 +338,8 @@ impl Backend for CudaBackend {
         Linear::upload(&self.gpu, &mut self.staging, parts, bias, self.slots)
     }
 
-    fn know_site(&mut self, layer: usize, site: Site, weight: &Linear) {
-        self.stack.know(Place { layer, site }, weight);
+    fn know_site(&mut self, layer: usize, site: Site, weight: &Linear) -> Result<()> {
+        self.stack.know(&self.gpu, Place { layer, site }, weight, self.slots)
     }
 
     fn upload_vector(&mut self, values: &[f32]) -> Result<Vector> {

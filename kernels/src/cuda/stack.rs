@@ -1,16 +1,18 @@
 //! Adapters whose A lies below the base weights, so that one product gives both: `[y, h] = x [W, A]ᵀ`.
 //!
 //! Every weight of a site has room behind its outputs for the lanes of a few adapters, cut into slots. A step whose adapters
-//! fit needs no shrink of its own; who was there in the step before lies there still.
+//! fit needs no shrink of its own; who was there in the step before lies there still. Where they are few the kernels that read
+//! y find their B laid out for tensor cores, too, at a place that does not depend on who they are.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::CudaBackend;
 use super::adapter::{Adapter, Resident};
-use super::gpu::Shape;
+use super::error::check_below;
+use super::gpu::{Gpu, Shape};
 use super::kernel_args::Stack as StackArgs;
-use super::layers::MANY_HEAD;
+use super::layers::fits_packed;
 use super::lora::Place;
 use super::memory::{Block, Workspace, padded};
 use super::step::MOST_SMALL;
@@ -24,10 +26,17 @@ const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
 /// Blocks that share the copy of a site's A.
 const COPY_SHARES: usize = 16;
 /// Words of `StackPlace` in `stack.cu`.
-const PLACE_WORDS: usize = 4;
-
-/// Most slots of a step in whose readers rows share B.
-pub(super) const SHARED_SLOTS: usize = 8;
+const PLACE_WORDS: usize = 10;
+const INPUTS: usize = 4;
+const LANES: usize = 5;
+const WIDTHS: usize = 6;
+/// Parts that it has room for.
+const PARTS: usize = 3;
+/// Slots that have B laid out, at most, and what the laying out is made for; the bytes in front of the first slot
+/// (`packed.cuh`).
+pub(super) const PACKED_SLOTS: usize = 8;
+pub(super) const PACKED_COLUMNS: usize = 32;
+const PACKED_SCALES: usize = PACKED_SLOTS * 4 * size_of::<f32>();
 
 /// How many of so many slots can be made use of.
 pub(super) fn usable(slots: usize) -> usize {
@@ -38,7 +47,7 @@ pub(super) fn usable(slots: usize) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Stack {
     /// By [`Site::slot`](crate::Site::slot).
-    weights: Vec<Option<Arc<Block>>>,
+    weights: Vec<Option<(Arc<Block>, Block)>>,
     places: Vec<[u32; PLACE_WORDS]>,
     /// The same on the device.
     table: Workspace,
@@ -50,31 +59,58 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    /// Remembers a place's weight.
-    pub(super) fn know(&mut self, place: Place, weight: &Linear) {
+    /// Remembers a place's weight, which has room for so many slots.
+    pub(super) fn know(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        place: Place,
+        weight: &Linear,
+        slots: usize,
+    ) -> Result<()> {
+        check_below("parts of a site", weight.widths.len(), PARTS + 1)?;
         let at = place.site.slot(place.layer);
         if self.weights.len() <= at {
-            self.weights.resize(at + 1, None);
+            self.weights.resize_with(at + 1, || None);
             self.places.resize(at + 1, [0; PLACE_WORDS]);
         }
+        let of_part = |width: &usize| width.next_multiple_of(PACKED_COLUMNS);
+        let columns: usize = weight.widths.iter().map(of_part).sum();
+        let bytes = slots.min(PACKED_SLOTS) * columns * SLOT_RANKS * size_of::<u16>();
+        let packed = Block::filled(gpu, PACKED_SCALES + bytes, 0, "room for adapters")?;
         let inputs = padded(weight.inputs);
         let lanes = weight.weight.address() + (padded(weight.outputs) * inputs * 2) as u64;
-        let words = [lanes as u32, (lanes >> 32) as u32, inputs as u32, weight.slot_lanes as u32];
-        self.places[at] = words;
-        self.weights[at] = Some(weight.weight.clone());
+        let halves = |address: u64| [address as u32, (address >> 32) as u32];
+        let words = &mut self.places[at];
+        words[..2].copy_from_slice(&halves(lanes));
+        words[2..4].copy_from_slice(&halves(packed.address()));
+        words[INPUTS] = inputs as u32;
+        words[LANES] = weight.slot_lanes as u32;
+        for (word, &width) in words[WIDTHS..].iter_mut().zip(&weight.widths) {
+            *word = width as u32;
+        }
+        self.weights[at] = Some((weight.weight.clone(), packed));
         // Nothing lies below this one.
         self.slots = Slots::default();
         self.sent = false;
+        Ok(())
+    }
+
+    fn at(&self, place: Place) -> Option<&(Arc<Block>, Block)> {
+        self.weights.get(place.site.slot(place.layer))?.as_ref()
     }
 
     fn knows(&self, place: Place, weight: &Linear) -> bool {
-        let known = self.weights.get(place.site.slot(place.layer)).and_then(Option::as_ref);
-        known.is_some_and(|known| Arc::ptr_eq(known, &weight.weight))
+        self.at(place).is_some_and(|(known, _)| Arc::ptr_eq(known, &weight.weight))
+    }
+
+    /// Where B of the first slots is laid out.
+    pub(super) fn packed(&self, place: Place) -> u64 {
+        self.at(place).map_or(0, |(_, packed)| packed.address())
     }
 
     /// Whether there is a weight with room at every site of a model of so many.
     fn is_complete(&self, sites: usize) -> bool {
-        self.weights.len() == sites && self.places.iter().all(|words| words[3] > 0)
+        self.weights.len() == sites && self.places.iter().all(|words| words[LANES] > 0)
     }
 }
 
@@ -94,7 +130,7 @@ impl CudaBackend {
         let many = self.step.rows > MOST_SMALL;
         let most = match self.limits.cache {
             _ if !many => self.slots,
-            Some(cache) if cache.head_dim == MANY_HEAD => self.slots.min(SHARED_SLOTS),
+            Some(cache) if fits_packed(cache.head_dim) => self.slots.min(PACKED_SLOTS),
             _ => return Ok(()),
         };
         stack.wanted.clear();
@@ -114,7 +150,7 @@ impl CudaBackend {
         for segment in &mut self.step.lora {
             let key = segment.adapter.resident();
             let slot = stack.slots.of(|held| held.ptr_eq(&key));
-            segment.slot = slot.map_or(0, |slots| slots.start);
+            (segment.slot, segment.slots) = slot.map_or((0, 0), |slots| (slots.start, slots.len()));
         }
         if stack.fresh.is_empty() {
             return Ok(());
@@ -144,6 +180,8 @@ impl CudaBackend {
                 sites: segment.adapter.table(),
                 places: stack.table.address(),
                 slot: segment.slot as u32,
+                slots: segment.slots as u32,
+                packed: self.slots.min(PACKED_SLOTS) as u32,
                 unused: 0,
             };
             let shape = Shape::new([stack.places.len(), COPY_SHARES, 1], 256);

@@ -71,6 +71,7 @@ pub(super) struct Segment {
     pub(super) adapter: Adapter,
     /// The first slot of its adapter, where adapters lie below the weights.
     pub(super) slot: usize,
+    pub(super) slots: usize,
     first: usize,
     rows: usize,
 }
@@ -165,7 +166,7 @@ impl StepState {
                 *most = (*most).max(site.as_ref().map_or(0, |site| site.lanes));
             }
             let adapter = segment.adapter.clone();
-            self.lora.push(Segment { adapter, slot: 0, first, rows: count });
+            self.lora.push(Segment { adapter, slot: 0, slots: 0, first, rows: count });
         }
         Ok(())
     }
@@ -290,16 +291,17 @@ fn each_tile(
     most: usize,
     mut add: impl FnMut([u32; TILE_WORDS]),
 ) {
-    let mut cut = |table: u64, slot: usize, first: usize, rows: usize| {
+    let mut cut = |table: u64, slots: usize, first: usize, rows: usize| {
         for from in (first..first + rows).step_by(most) {
             let rows = most.min(first + rows - from);
-            add([table as u32, (table >> 32) as u32, from as u32, (rows | slot << 16) as u32]);
+            add([table as u32, (table >> 32) as u32, from as u32, (rows | slots << 16) as u32]);
         }
     };
     let mut row = 0;
     for segment in segments {
         cut(0, 0, row, segment.first - row);
-        cut(segment.adapter.table(), segment.slot, segment.first, segment.rows);
+        let slots = segment.slot | segment.slots << 8;
+        cut(segment.adapter.table(), slots, segment.first, segment.rows);
         row = segment.first + segment.rows;
     }
     cut(0, 0, row, rows - row);

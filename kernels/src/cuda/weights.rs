@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::weights::{Elements, HostTensor};
 
 /// Fewest columns of a sum of squares.
-pub(super) const NORM_COLUMNS: usize = 256;
+pub(super) const NORM_COLUMNS: usize = 128;
 
 /// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none. Behind its outputs there is
 /// room for A of a few adapters.
@@ -29,6 +29,8 @@ pub struct Linear {
     pub(super) inputs: usize,
     /// Lanes of a slot of that room; 0 without any.
     pub(super) slot_lanes: usize,
+    /// Outputs of each part.
+    pub(super) widths: Vec<usize>,
 }
 
 impl Linear {
@@ -46,7 +48,8 @@ impl Linear {
             check("columns of a stacked weight", inputs, part.cols)?;
         }
         check("bias", outputs, bias.map_or(outputs, <[f32]>::len))?;
-        let slot_lanes = slot_lanes(parts.iter().map(|part| part.rows), slots);
+        let widths: Vec<_> = parts.iter().map(|part| part.rows).collect();
+        let slot_lanes = slot_lanes(&widths, slots);
         let (rows, stride) = (padded(outputs) + slots * slot_lanes, padded(inputs));
         let weight = Block::new(gpu, rows * stride * size_of::<bf16>(), "weights")?;
         let fill = |range: Range<usize>, out: &mut [u16]| {
@@ -57,7 +60,7 @@ impl Linear {
         // SAFETY: the block was made just above with that many elements.
         unsafe { staging.upload(weight.address(), (rows, stride), fill)? };
         let bias = bias.map(|bias| Vector::upload(gpu, staging, bias)).transpose()?;
-        Ok(Self { weight: Arc::new(weight), bias, outputs, inputs, slot_lanes })
+        Ok(Self { weight: Arc::new(weight), bias, outputs, inputs, slot_lanes, widths })
     }
 
     /// Address of the bias, or 0.
@@ -68,10 +71,9 @@ impl Linear {
 
 /// Lanes that each of `slots` slots has below parts of these widths. Kernels that multiply what comes of them take eight
 /// columns at once: there are none where a part's are left over.
-pub(super) fn slot_lanes(widths: impl ExactSizeIterator<Item = usize>, slots: usize) -> usize {
-    let parts = widths.len();
-    let fits = widths.into_iter().all(|width| padded(width) == width);
-    if fits && slots > 0 { SLOT_RANKS * parts } else { 0 }
+pub(super) fn slot_lanes(widths: &[usize], slots: usize) -> usize {
+    let fits = widths.iter().all(|&width| padded(width) == width);
+    if fits && slots > 0 { SLOT_RANKS * widths.len() } else { 0 }
 }
 
 /// Row `row` of the stacked parts in bf16, zeros behind it and below the last part.

@@ -260,7 +260,7 @@ fn upload_layer<B: Backend>(backend: &mut B, index: usize, layer: &Layer) -> Dev
     };
     let mut linear = |site: Site, bias: Option<&[f32]>| {
         let weight = backend.upload_linear(&parts(site.parts()), bias).unwrap();
-        backend.know_site(index, site, &weight);
+        backend.know_site(index, site, &weight).unwrap();
         weight
     };
     DeviceLayer {
