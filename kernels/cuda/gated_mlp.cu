@@ -12,7 +12,7 @@ struct GatedArgs {
     const u16* delta;  // like y, or null
     Norm norm;         // of x
     u32 groups;        // of eight rows, that a warp of `gated_mlp_packed` takes
-    u32 row_warps;     // of its block
+    u32 row_warps;     // of its block, as a power of two
 };
 
 DEVICE float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
@@ -252,25 +252,26 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     finish_two(args, raw, own, of_x, row, rows, i, delta);
 }
 
-// The same with B packed, for few adapters. Grid: columns, rows. Of a block's warps `row_warps` have the same 32 columns of
+// The same with B packed, for few adapters. Grid: columns, rows. Of a block's warps 2^`row_warps` have the same 32 columns of
 // groups of eight rows, so that what one reads of B the others find in the first-level cache.
-KERNEL(128, 4) gated_mlp_packed(const GatedArgs args) {
+template <u32 AT_ONCE>
+DEVICE void gate_packed(const GatedArgs& args) {
     let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 column = (blockIdx.x * (4 / args.row_warps) + warp / args.row_warps) * PACKED_COLUMNS, i = column + 4 * g;
+    const u32 column = (blockIdx.x * (4 >> args.row_warps) + (warp >> args.row_warps)) * PACKED_COLUMNS, i = column + 4 * g;
     const u32 part = packed_columns(args.ffn), columns[2] = {column, part + column};
     if (column >= args.ffn) return;
     const bool inside = i < args.ffn;
-    PackedTurns<2, 2, 2> turns;
-    if (args.lora.slots == 1) turns.load(args.lora, 1, columns, 2 * part);
+    Packed<2, 2, AT_ONCE> packed(args.lora, 0, columns, 2 * part);
     for (u32 group = 0; group < args.groups; group++) {
-        const u32 row = ((blockIdx.y * args.row_warps + warp % args.row_warps) * args.groups + group) * 8;
+        const u32 of_block = warp & ((1 << args.row_warps) - 1);
+        const u32 row = (((blockIdx.y << args.row_warps) + of_block) * args.groups + group) * 8;
         if (row >= args.rows) return;
         const u32 rows = min(args.rows - row, 8u);
-        SlotsOfRows<2> slots;
-        slots.load(args.lora, row, rows, 0);
+        packed.ask(row, rows);
         // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
+        packed.ask_h(row, rows);
         uint2 y[2][2];
 #pragma unroll
         for (u32 r = 0; r < 2; r++)
@@ -279,22 +280,18 @@ KERNEL(128, 4) gated_mlp_packed(const GatedArgs args) {
                 const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + p * args.ffn + i;
                 y[r][p] = inside && 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
             }
-        const float of_x = factor_of_eight(args.norm, row, rows);
+        FactorsOfEight factors;
+        factors.load(args.norm, row, rows);
         float delta[2][2][4] = {};
-        const u32 own = __shfl_sync(FULL_WARP, slots.own, g);
-        for (u32 left = slots.all(args.lora); left;) {
-            const u32 batch = turns.batch(left);
-            turns.load(args.lora, batch, columns, 2 * part);
-            turns.multiply(args.lora, batch, own, 0, row, g < rows, delta);
-            left &= ~batch;
-        }
+        packed.multiply(row, rows, delta);
+        const float of_x = factors.finish(args.norm, row, rows);
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
             const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
             float v[2][4];
 #pragma unroll
             for (u32 p = 0; p < 2; p++) {
-                const float scale = slots.of_row(2 * q + r, p);
+                const float scale = packed.scale_of(2 * q + r, p);
                 widen4(y[r][p], v[p]);
 #pragma unroll
                 for (u32 k = 0; k < 4; k++) {
@@ -309,3 +306,6 @@ KERNEL(128, 4) gated_mlp_packed(const GatedArgs args) {
         }
     }
 }
+
+KERNEL(128, 6) gated_mlp_one(const GatedArgs args) { gate_packed<1>(args); }
+KERNEL(128, 4) gated_mlp_packed(const GatedArgs args) { gate_packed<2>(args); }

@@ -8,28 +8,52 @@ struct Norm {
     u32 pieces;
     u32 width;
     float eps;
-    u32 unused;
+    float of_width;  // 1 / width
 
-    DEVICE float factor(float sum) const { return 1.0f / sqrtf(sum / (float)width + eps); }
+    DEVICE float factor(float sum) const { return rsqrtf(sum * of_width + eps); }
 };
 
 // What a row of x has to be multiplied with.
 DEVICE float factor_of_row(const Norm& norm, u32 row) {
     if (!norm.squares) return 1.0f;
     float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
     for (u32 i = 0; i < norm.pieces; i++) sum += norm.squares[(u64)row * norm.pieces + i];
     return norm.factor(sum);
 }
 
-// The same of eight rows, of which a warp has some: a lane finds out that of row + lane / 4.
+// The same of eight rows that a warp has. Loads come apart from sums, so that others are issued before anyone waits.
+struct FactorsOfEight {
+    float first[8];
+
+    DEVICE static const float* of_lane(const Norm& norm, u32 row) {
+        const u32 lane = threadIdx.x % 32;
+        return norm.squares + (u64)(row + lane / 4) * norm.pieces + lane % 4;
+    }
+
+    DEVICE void load(const Norm& norm, u32 row, u32 rows) {
+        const bool there = norm.squares && threadIdx.x % 32 / 4 < rows;
+        const float* from = of_lane(norm, row);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) first[i] = there && threadIdx.x % 4 + 4 * i < norm.pieces ? from[4 * i] : 0.0f;
+    }
+
+    // A lane has that of row + lane / 4.
+    DEVICE float finish(const Norm& norm, u32 row, u32 rows) const {
+        if (!norm.squares) return 1.0f;
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) sum += first[i];
+        if (threadIdx.x % 32 / 4 < rows)
+            for (u32 i = 32; threadIdx.x % 4 + i < norm.pieces; i += 4) sum += of_lane(norm, row)[i];
+        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+        return norm.factor(sum);
+    }
+};
+
 DEVICE float factor_of_eight(const Norm& norm, u32 row, u32 rows) {
-    if (!norm.squares) return 1.0f;
-    const u32 lane = threadIdx.x % 32;
-    float sum = 0.0f;
-    if (lane / 4 < rows)
-        for (u32 i = lane % 4; i < norm.pieces; i += 4) sum += norm.squares[(u64)(row + lane / 4) * norm.pieces + i];
-    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-    sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-    return norm.factor(sum);
+    FactorsOfEight factors;
+    factors.load(norm, row, rows);
+    return factors.finish(norm, row, rows);
 }

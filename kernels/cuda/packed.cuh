@@ -17,35 +17,32 @@ struct PackedScales {
 // Where a part of that width ends.
 DEVICE u32 packed_columns(u32 width) { return (width + PACKED_COLUMNS - 1) / PACKED_COLUMNS * PACKED_COLUMNS; }
 
-// Which slots eight rows have, and what their LoRA is scaled with. A lane below eight knows its row.
-template <u32 PARTS>
-struct SlotsOfRows {
-    u32 own;
-    float scale[PARTS];
+// B of a step's slots for eight rows and `GROUPS` times 32 columns of a warp, each group of a part of its own or (`PARTS` 1) all
+// of one. B of `AT_ONCE` slots is under way at once; 1 is for steps of a single slot, where B, h and scale are found without
+// knowing anything of rows.
+template <u32 GROUPS, u32 PARTS, u32 AT_ONCE>
+struct Packed {
+    static constexpr bool ONE = AT_ONCE == 1;
 
-    DEVICE void load(const Lora& lora, u32 row, u32 rows, u32 first_part) {
-        const u32 lane = threadIdx.x % 32;
-        const Tile tile = lane < rows ? lora.tiles[row + lane] : Tile{};
-        own = ((1u << tile.slots) - 1) << tile.slot;
-        // With a single slot it is known before the row is.
-        const u32 slot = lora.slots == 1 ? 0 : tile.slot;
+    const Lora& lora;
+    const u32 first_part;
+    const u32 width;  // of a slot, in columns
+    u32 columns[GROUPS];
+    uint4 b[AT_ONCE][GROUPS][2];
+    uint2 h[AT_ONCE][PARTS];
+    u32 held = 0;        // the slots whose B that is
+    u32 raw;             // of the tile of row + lane
+    float scale[PARTS];  // of the same row
+
+    // `columns`: where each group lies among those of a slot.
+    DEVICE Packed(const Lora& lora, u32 first_part, const u32 (&columns)[GROUPS], u32 width)
+        : lora(lora), first_part(first_part), width(width) {
 #pragma unroll
-        for (u32 p = 0; p < PARTS; p++) scale[p] = ((const PackedScales*)lora.packed)->scale[slot][first_part + p];
+        for (u32 n = 0; n < GROUPS; n++) this->columns[n] = columns[n];
+        if (ONE) load_b(1);
     }
 
-    DEVICE u32 all(const Lora& lora) const { return lora.slots == 1 ? 1 : __reduce_or_sync(FULL_WARP, own); }
-    DEVICE float of_row(u32 row, u32 part = 0) const { return __shfl_sync(FULL_WARP, scale[part], row); }
-};
-
-// h Bᵀ for eight rows and `GROUPS` times 32 columns of a warp, each of a part of its own or (`PARTS` 1) all of one.
-// B of `AT_ONCE` slots is under way at once.
-template <u32 GROUPS, u32 PARTS, u32 AT_ONCE>
-struct PackedTurns {
-    uint4 b[AT_ONCE][GROUPS][2];
-    u32 held = 0;  // the slots whose B that is
-
-    // `columns`: where each group lies among the columns of a slot, of which there are `width`.
-    DEVICE void load(const Lora& lora, u32 slots, const u32 (&columns)[GROUPS], u32 width) {
+    DEVICE void load_b(u32 slots) {
         if (slots == held) return;
         held = slots;
         const u16* from = (const u16*)(lora.packed + sizeof(PackedScales)) + threadIdx.x % 32 * 8;
@@ -62,31 +59,58 @@ struct PackedTurns {
         }
     }
 
-    // The first few of `slots`.
-    DEVICE static u32 batch(u32 slots) {
-        u32 rest = slots;
-#pragma unroll
-        for (u32 t = 0; t < AT_ONCE; t++) rest &= rest - 1;
-        return slots & ~rest;
-    }
-
-    // delta[n][j][2 i + r] is for column 2 j + i of the lane's in group n and row 2 q + r. `slots` are held; `own` are those of
-    // row g, if it is `there`.
-    DEVICE void multiply(const Lora& lora, u32 slots, u32 own, u32 first_part, u32 row, bool there, float (&delta)[GROUPS][2][4]) {
+    // h of row + lane / 4.
+    DEVICE void load_h(u32 slots, u32 row, u32 rows) {
         const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
         const u16* from = lora.h + (u64)(row + g) * lora.lane_stride + first_part * LORA_LANES + q * 4;
-        uint2 h[AT_ONCE][PARTS];
-        u32 left = slots;
 #pragma unroll
         for (u32 t = 0; t < AT_ONCE; t++) {
-            const u32 slot = left ? __ffs(left) - 1 : 0;
+            if (!slots) break;
+            const u32 slot = __ffs(slots) - 1;
+            slots &= slots - 1;
 #pragma unroll
-            for (u32 p = 0; p < PARTS; p++) {
-                h[t][p] = make_uint2(0, 0);
-                if (left && there) h[t][p] = *(const uint2*)(from + slot * lora.slot_lanes + p * LORA_LANES);
-            }
-            left &= left - 1;
+            for (u32 p = 0; p < PARTS; p++)
+                h[t][p] = g < rows ? *(const uint2*)(from + slot * lora.slot_lanes + p * LORA_LANES) : make_uint2(0, 0);
         }
+    }
+
+    DEVICE void load_scale(u32 slot) {
+#pragma unroll
+        for (u32 p = 0; p < PARTS; p++) scale[p] = ((const PackedScales*)lora.packed)->scale[slot][first_part + p];
+    }
+
+    // Asks for what is there before the product of eight rows, and
+    DEVICE void ask(u32 row, u32 rows) {
+        const u32 lane = threadIdx.x % 32;
+        raw = lane < rows ? *(const u32*)&lora.tiles[row + lane].rows : 0;
+        if (ONE) load_scale(0);
+    }
+
+    // for what the product made.
+    DEVICE void ask_h(u32 row, u32 rows) {
+        if (ONE) load_h(1, row, rows);
+    }
+
+    // delta[n][j][2 i + r] is for column 2 j + i of the lane's in group n and row 2 q + r; without the row's scale.
+    DEVICE void multiply(u32 row, u32 rows, float (&delta)[GROUPS][2][4]) {
+        const u32 slot = raw >> 16 & 255, slots = ((1u << (raw >> 24)) - 1) << slot;
+        const u32 own = __shfl_sync(FULL_WARP, slots, threadIdx.x % 32 / 4);
+        if (ONE) return multiply_held(1, own, delta);
+        load_scale(slot);
+        u32 left = __reduce_or_sync(FULL_WARP, slots);
+        while (left) {
+            u32 rest = left;
+#pragma unroll
+            for (u32 t = 0; t < AT_ONCE; t++) rest &= rest - 1;
+            load_b(left & ~rest);
+            load_h(left & ~rest, row, rows);
+            multiply_held(left & ~rest, own, delta);
+            left = rest;
+        }
+    }
+
+    // `own`: the slots of row + lane / 4.
+    DEVICE void multiply_held(u32 slots, u32 own, float (&delta)[GROUPS][2][4]) const {
 #pragma unroll
         for (u32 t = 0; t < AT_ONCE; t++) {
             if (!slots) break;
@@ -101,6 +125,8 @@ struct PackedTurns {
             }
         }
     }
+
+    DEVICE float scale_of(u32 row, u32 part = 0) const { return __shfl_sync(FULL_WARP, scale[part], row); }
 };
 
 // Four elements of a row.

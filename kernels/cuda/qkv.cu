@@ -98,7 +98,7 @@ struct Pairs {
             float sum = 0.0f;
 #pragma unroll
             for (u32 i = 0; i < MOST_PAIRS; i++) sum += low[i] * low[i] + high[i] * high[i];
-            factor = 1.0f / sqrtf(warp_sum(sum) / (float)args.d + args.eps);
+            factor = rsqrtf(__fdividef(warp_sum(sum), (float)args.d) + args.eps);
         }
         if (!out) return;
 #pragma unroll
@@ -208,26 +208,10 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     pairs.finish(args, head, own);
 }
 
-// Eight rows' places, as a lane knows them of its two.
-struct TwoRows {
-    u32 position[2];
-    u32 slot[2];
-
-    // A lane below eight loads those of its row.
-    DEVICE TwoRows(const QkvArgs& args, u32 row, u32 rows) {
-        const u32 lane = threadIdx.x % 32, q = lane % 4;
-        const u32 own = lane < rows ? args.positions[row + lane] : 0, to = lane < rows ? args.slots[row + lane] : NO_SLOT;
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            position[r] = __shfl_sync(FULL_WARP, own, 2 * q + r);
-            slot[r] = __shfl_sync(FULL_WARP, to, 2 * q + r);
-        }
-    }
-};
-
 // The same with B packed, for few adapters and heads whose halves are whole groups of columns. Grid: heads + 2 kv heads,
 // rows / (8 groups). A warp has 32 columns of a head and those half a head behind them, of eight rows at a time.
-KERNEL(128, 3) qkv_packed(const QkvArgs args) {
+template <u32 AT_ONCE>
+DEVICE void heads_packed(const QkvArgs& args) {
     __shared__ float sums[2][4][8];
     let_dependents_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
@@ -235,16 +219,17 @@ KERNEL(128, 3) qkv_packed(const QkvArgs args) {
     const u32 half = args.d / 2, in_head = warp * PACKED_COLUMNS + 4 * g, width = (args.heads + 2 * args.kv_heads) * args.d;
     const u32 first = blockIdx.x * args.d + warp * PACKED_COLUMNS, columns[2] = {first, first + half};
     const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
-    PackedTurns<2, 1, 4> turns;
-    if (args.lora.slots == 1) turns.load(args.lora, 1, columns, width);
+    Packed<2, 1, AT_ONCE> packed(args.lora, head.part, columns, width);
     for (u32 group = 0; group < args.groups; group++) {
         const u32 row = (blockIdx.y * args.groups + group) * 8;
         if (row >= args.rows) return;
         const u32 rows = min(args.rows - row, 8u);
-        SlotsOfRows<1> slots;
-        slots.load(args.lora, row, rows, head.part);
+        packed.ask(row, rows);
+        u32 position = 0, slot = NO_SLOT;
+        if (lane < rows) position = args.positions[row + lane], slot = args.slots[row + lane];
         // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
+        packed.ask_h(row, rows);
         uint2 y[2][2];
 #pragma unroll
         for (u32 r = 0; r < 2; r++)
@@ -253,26 +238,25 @@ KERNEL(128, 3) qkv_packed(const QkvArgs args) {
                 const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + columns[n] + 4 * g;
                 y[r][n] = 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
             }
-        const float of_x = factor_of_eight(args.norm, row, rows);
-        const TwoRows places(args, row, rows);
+        FactorsOfEight factors;
+        factors.load(args.norm, row, rows);
         float4 angles[2][2];
+        u16* out[2];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++)
+        for (u32 r = 0; r < 2; r++) {
+            const u32 at = __shfl_sync(FULL_WARP, position, 2 * q + r), to = __shfl_sync(FULL_WARP, slot, 2 * q + r);
 #pragma unroll
             for (u32 n = 0; n < 2; n++)
-                if (head.part != 2) angles[r][n] = *(const float4*)(args.rope + (u64)places.position[r] * args.d + n * half + in_head);
-        float delta[2][2][4] = {};
-        const u32 own = __shfl_sync(FULL_WARP, slots.own, g);
-        for (u32 left = slots.all(args.lora); left;) {
-            const u32 batch = turns.batch(left);
-            turns.load(args.lora, batch, columns, width);
-            turns.multiply(args.lora, batch, own, head.part, row, g < rows, delta);
-            left &= ~batch;
+                if (head.part != 2) angles[r][n] = *(const float4*)(args.rope + (u64)at * args.d + n * half + in_head);
+            out[r] = 2 * q + r < rows ? head.place(args, row + 2 * q + r, to) : 0;
         }
+        float delta[2][2][4] = {};
+        packed.multiply(row, rows, delta);
+        const float of_x = factors.finish(args.norm, row, rows);
         float v[2][2][4], sum[2] = {};
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
-            const float scale = slots.of_row(2 * q + r), factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+            const float scale = packed.scale_of(2 * q + r), factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
 #pragma unroll
             for (u32 n = 0; n < 2; n++) {
                 widen4(y[r][n], v[r][n]);
@@ -297,7 +281,7 @@ KERNEL(128, 3) qkv_packed(const QkvArgs args) {
             for (u32 r = 0; r < 2; r++) {
                 sum[r] = 0.0f;
                 for (u32 w = 0; w < warps; w++) sum[r] += sums[group % 2][w][2 * q + r];
-                const float divisor = 1.0f / sqrtf(sum[r] / (float)args.d + args.eps);
+                const float divisor = rsqrtf(__fdividef(sum[r], (float)args.d) + args.eps);
 #pragma unroll
                 for (u32 n = 0; n < 2; n++)
 #pragma unroll
@@ -306,8 +290,7 @@ KERNEL(128, 3) qkv_packed(const QkvArgs args) {
         }
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
-            u16* out = 2 * q + r < rows ? head.place(args, row + 2 * q + r, places.slot[r]) : 0;
-            if (!out) continue;
+            if (!out[r]) continue;
             float turned[2][4];
             const float4 cosines = angles[r][0], sines = angles[r][1];
             const float c[4] = {cosines.x, cosines.y, cosines.z, cosines.w}, s[4] = {sines.x, sines.y, sines.z, sines.w};
@@ -317,8 +300,11 @@ KERNEL(128, 3) qkv_packed(const QkvArgs args) {
                 turned[0][k] = head.part == 2 ? a : a * c[k] - b * s[k];
                 turned[1][k] = head.part == 2 ? b : b * c[k] + a * s[k];
             }
-            store4(out + in_head, turned[0]);
-            store4(out + half + in_head, turned[1]);
+            store4(out[r] + in_head, turned[0]);
+            store4(out[r] + half + in_head, turned[1]);
         }
     }
 }
+
+KERNEL(128, 4) qkv_one(const QkvArgs args) { heads_packed<1>(args); }
+KERNEL(128, 3) qkv_packed(const QkvArgs args) { heads_packed<2>(args); }

@@ -209,25 +209,26 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
 
 // The same with B packed, for few adapters. Grid: columns / 128, rows / (8 groups). A warp has 32 columns of eight rows at a
 // time.
-KERNEL(128, 4) residual_packed(const ResidualArgs args) {
+template <u32 AT_ONCE>
+DEVICE void add_packed(const ResidualArgs& args) {
     __shared__ float sums[2][4][8];
     let_dependents_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-    const u32 columns[1] = {blockIdx.x * 128 + warp * PACKED_COLUMNS}, i = columns[0] + 4 * g;
-    const u32 width = packed_columns(args.norm.width);
+    const u32 first = blockIdx.x * 128 + warp * PACKED_COLUMNS, i = first + 4 * g, width = packed_columns(args.norm.width);
     const bool inside = i < args.stride;
+    // What lies past the last group is not used.
+    const u32 columns[1] = {min(first, width - PACKED_COLUMNS)};
+    Packed<1, 1, AT_ONCE> packed(args.lora, 0, columns, width);
     Constants<4> constants;
     constants.load(args, i);
-    PackedTurns<1, 1, 4> turns;
-    if (args.lora.slots == 1 && columns[0] < width) turns.load(args.lora, 1, columns, width);
     for (u32 group = 0; group < args.groups; group++) {
         const u32 row = (blockIdx.y * args.groups + group) * 8;
         if (row >= args.rows) break;
         const u32 rows = min(args.rows - row, 8u);
-        SlotsOfRows<1> slots;
-        slots.load(args.lora, row, rows, 0);
+        packed.ask(row, rows);
         // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
+        packed.ask_h(row, rows);
         Product<4> y[2];
         float v[2][4];
 #pragma unroll
@@ -238,16 +239,10 @@ KERNEL(128, 4) residual_packed(const ResidualArgs args) {
             load_floats(args.residual + (u64)at * args.stride + i, v[r]);
         }
         float delta[1][2][4] = {};
-        const u32 own = __shfl_sync(FULL_WARP, slots.own, g);
-        for (u32 left = columns[0] < width ? slots.all(args.lora) : 0; left;) {
-            const u32 batch = turns.batch(left);
-            turns.load(args.lora, batch, columns, width);
-            turns.multiply(args.lora, batch, own, 0, row, g < rows, delta);
-            left &= ~batch;
-        }
+        packed.multiply(row, rows, delta);
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
-            const float scale = slots.of_row(2 * q + r);
+            const float scale = packed.scale_of(2 * q + r);
             float sum = 0.0f;
             if (inside && 2 * q + r < rows) {
                 y[r].add_to(v[r]);
@@ -268,3 +263,6 @@ KERNEL(128, 4) residual_packed(const ResidualArgs args) {
         }
     }
 }
+
+KERNEL(128, 8) residual_one(const ResidualArgs args) { add_packed<1>(args); }
+KERNEL(128, 4) residual_packed(const ResidualArgs args) { add_packed<4>(args); }

@@ -49,7 +49,7 @@ pub(super) struct Norm {
     pub(super) pieces: u32,
     pub(super) width: u32,
     pub(super) eps: f32,
-    pub(super) unused: u32,
+    pub(super) of_width: f32,
 }
 
 /// `ResidualArgs`.

@@ -162,9 +162,10 @@ impl CudaBackend {
             norm: self.norm_of(op.x),
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
+        let several = usize::from(self.step.stacked > 1);
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if fits_packed(d) && self.packs() => {
-                (&self.kernels.qkv_packed, GROUP_ROWS * self.groups(), d / 2)
+                (&self.kernels.qkv_packed[several], GROUP_ROWS * self.groups(), d / 2)
             }
             Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS, 128),
             _ => (&self.kernels.qkv, QKV_ROWS, 128),
@@ -185,9 +186,10 @@ impl CudaBackend {
         args.y_stride = queued.y_stride as u32;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
+        let several = usize::from(self.step.stacked > 1);
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                (&self.kernels.residual_packed, GROUP_ROWS * self.groups(), 128)
+                (&self.kernels.residual_packed[several], GROUP_ROWS * self.groups(), 128)
             }
             Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
             _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
@@ -227,14 +229,15 @@ impl CudaBackend {
             delta: queued.delta,
             norm: self.norm_of(op.x),
             groups: self.groups() as u32,
-            row_warps: row_warps as u32,
+            row_warps: row_warps.ilog2(),
         };
+        let several = usize::from(self.step.stacked > 1);
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
                 let columns = GATED_WARPS / row_warps * PACKED_COLUMNS;
                 let block = row_warps * GROUP_ROWS * self.groups();
                 let grid = [ffn.div_ceil(columns), rows.div_ceil(block), 1];
-                (&self.kernels.gated_mlp_packed, Shape::early(grid, 32 * GATED_WARPS))
+                (&self.kernels.gated_mlp_packed[several], Shape::early(grid, 32 * GATED_WARPS))
             }
             Pending::Stacked => {
                 let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];

@@ -213,7 +213,7 @@ impl Buffer {
             pieces: self.stride.div_ceil(columns.max(NORM_COLUMNS)) as u32,
             width: self.width as u32,
             eps: squares.eps,
-            unused: 0,
+            of_width: 1.0 / self.width as f32,
         })
     }
 
