@@ -224,7 +224,8 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     Raw raw[2];
 #pragma unroll
     for (u32 r = 0; r < 2; r++) raw[r].load_whole(args, row + 2 * q + r, i, i < args.ffn && 2 * q + r < rows);
-    const float of_x = factor_of_eight(args.norm, row, rows);
+    FactorsOfEight factors;
+    factors.load(args.norm, row, rows);
     u32 first[2][2];
 #pragma unroll
     for (u32 p = 0; p < 2; p++) load_h(first[p], args.lora, from_lane(own[p], g), row + g, 0);
@@ -249,12 +250,12 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
         }
         turn.next(own);
     }
-    finish_two(args, raw, own, of_x, row, rows, i, delta);
+    finish_two(args, raw, own, factors.finish(args.norm, row, rows), row, rows, i, delta);
 }
 
 // The same with B packed, for few adapters. Grid: columns, rows. Of a block's warps 2^`row_warps` have the same 32 columns of
 // groups of eight rows, so that what one reads of B the others find in the first-level cache.
-template <u32 AT_ONCE>
+template <bool ONE>
 DEVICE void gate_packed(const GatedArgs& args) {
     let_dependents_start();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -262,7 +263,7 @@ DEVICE void gate_packed(const GatedArgs& args) {
     const u32 part = packed_columns(args.ffn), columns[2] = {column, part + column};
     if (column >= args.ffn) return;
     const bool inside = i < args.ffn;
-    Packed<2, 2, AT_ONCE> packed(args.lora, 0, columns, 2 * part);
+    Packed<2, 2, ONE> packed(args.lora, 0, columns, 2 * part);
     for (u32 group = 0; group < args.groups; group++) {
         const u32 of_block = warp & ((1 << args.row_warps) - 1);
         const u32 row = (((blockIdx.y << args.row_warps) + of_block) * args.groups + group) * 8;
@@ -307,5 +308,5 @@ DEVICE void gate_packed(const GatedArgs& args) {
     }
 }
 
-KERNEL(128, 6) gated_mlp_one(const GatedArgs args) { gate_packed<1>(args); }
-KERNEL(128, 4) gated_mlp_packed(const GatedArgs args) { gate_packed<2>(args); }
+KERNEL(128, 6) gated_mlp_one(const GatedArgs args) { gate_packed<true>(args); }
+KERNEL(128, 6) gated_mlp_packed(const GatedArgs args) { gate_packed<false>(args); }

@@ -24,7 +24,7 @@ DEVICE float factor_of_row(const Norm& norm, u32 row) {
 
 // The same of eight rows that a warp has. Loads come apart from sums, so that others are issued before anyone waits.
 struct FactorsOfEight {
-    float first[8];
+    float first[4];
 
     DEVICE static const float* of_lane(const Norm& norm, u32 row) {
         const u32 lane = threadIdx.x % 32;
@@ -35,7 +35,7 @@ struct FactorsOfEight {
         const bool there = norm.squares && threadIdx.x % 32 / 4 < rows;
         const float* from = of_lane(norm, row);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) first[i] = there && threadIdx.x % 4 + 4 * i < norm.pieces ? from[4 * i] : 0.0f;
+        for (u32 i = 0; i < 4; i++) first[i] = there && threadIdx.x % 4 + 4 * i < norm.pieces ? from[4 * i] : 0.0f;
     }
 
     // A lane has that of row + lane / 4.
@@ -43,9 +43,10 @@ struct FactorsOfEight {
         if (!norm.squares) return 1.0f;
         float sum = 0.0f;
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) sum += first[i];
+        for (u32 i = 0; i < 4; i++) sum += first[i];
         if (threadIdx.x % 32 / 4 < rows)
-            for (u32 i = 32; threadIdx.x % 4 + i < norm.pieces; i += 4) sum += of_lane(norm, row)[i];
+#pragma unroll 4
+            for (u32 i = 16; threadIdx.x % 4 + i < norm.pieces; i += 4) sum += of_lane(norm, row)[i];
         sum += __shfl_xor_sync(FULL_WARP, sum, 1);
         sum += __shfl_xor_sync(FULL_WARP, sum, 2);
         return norm.factor(sum);

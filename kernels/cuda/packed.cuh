@@ -18,19 +18,16 @@ struct PackedScales {
 DEVICE u32 packed_columns(u32 width) { return (width + PACKED_COLUMNS - 1) / PACKED_COLUMNS * PACKED_COLUMNS; }
 
 // B of a step's slots for eight rows and `GROUPS` times 32 columns of a warp, each group of a part of its own or (`PARTS` 1) all
-// of one. B of `AT_ONCE` slots is under way at once; 1 is for steps of a single slot, where B, h and scale are found without
-// knowing anything of rows.
-template <u32 GROUPS, u32 PARTS, u32 AT_ONCE>
+// of one. `ONE`: for steps of a single slot, where B, h and scale are found without knowing anything of rows.
+template <u32 GROUPS, u32 PARTS, bool ONE>
 struct Packed {
-    static constexpr bool ONE = AT_ONCE == 1;
-
     const Lora& lora;
     const u32 first_part;
     const u32 width;  // of a slot, in columns
     u32 columns[GROUPS];
-    uint4 b[AT_ONCE][GROUPS][2];
-    uint2 h[AT_ONCE][PARTS];
-    u32 held = 0;        // the slots whose B that is
+    uint4 b[GROUPS][2];
+    u32 held = PACKED_SLOTS;  // the slot whose B that is
+    uint2 h[PARTS];
     u32 raw;             // of the tile of row + lane
     float scale[PARTS];  // of the same row
 
@@ -39,39 +36,27 @@ struct Packed {
         : lora(lora), first_part(first_part), width(width) {
 #pragma unroll
         for (u32 n = 0; n < GROUPS; n++) this->columns[n] = columns[n];
-        if (ONE) load_b(1);
+        if (ONE) load_b(0);
     }
 
-    DEVICE void load_b(u32 slots) {
-        if (slots == held) return;
-        held = slots;
-        const u16* from = (const u16*)(lora.packed + sizeof(PackedScales)) + threadIdx.x % 32 * 8;
+    DEVICE void load_b(u32 slot) {
+        if (slot == held) return;
+        held = slot;
+        const u16* from = (const u16*)(lora.packed + sizeof(PackedScales)) + (u64)slot * width * LORA_LANES;
 #pragma unroll
-        for (u32 t = 0; t < AT_ONCE; t++) {
-            if (!slots) break;
-            const u32 slot = __ffs(slots) - 1;
-            slots &= slots - 1;
+        for (u32 n = 0; n < GROUPS; n++)
 #pragma unroll
-            for (u32 n = 0; n < GROUPS; n++)
-#pragma unroll
-                for (u32 j = 0; j < 2; j++)
-                    b[t][n][j] = __ldg((const uint4*)(from + ((u64)slot * width + columns[n]) * LORA_LANES + j * 256));
-        }
+            for (u32 j = 0; j < 2; j++)
+                b[n][j] = __ldg((const uint4*)(from + columns[n] * LORA_LANES + j * 256 + threadIdx.x % 32 * 8));
     }
 
     // h of row + lane / 4.
-    DEVICE void load_h(u32 slots, u32 row, u32 rows) {
+    DEVICE void load_h(u32 slot, u32 row, u32 rows) {
         const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-        const u16* from = lora.h + (u64)(row + g) * lora.lane_stride + first_part * LORA_LANES + q * 4;
+        const u16* from = lora.h + (u64)(row + g) * lora.lane_stride + slot * lora.slot_lanes + first_part * LORA_LANES;
 #pragma unroll
-        for (u32 t = 0; t < AT_ONCE; t++) {
-            if (!slots) break;
-            const u32 slot = __ffs(slots) - 1;
-            slots &= slots - 1;
-#pragma unroll
-            for (u32 p = 0; p < PARTS; p++)
-                h[t][p] = g < rows ? *(const uint2*)(from + slot * lora.slot_lanes + p * LORA_LANES) : make_uint2(0, 0);
-        }
+        for (u32 p = 0; p < PARTS; p++)
+            h[p] = g < rows ? *(const uint2*)(from + p * LORA_LANES + q * 4) : make_uint2(0, 0);
     }
 
     DEVICE void load_scale(u32 slot) {
@@ -88,41 +73,29 @@ struct Packed {
 
     // for what the product made.
     DEVICE void ask_h(u32 row, u32 rows) {
-        if (ONE) load_h(1, row, rows);
+        if (ONE) load_h(0, row, rows);
     }
 
     // delta[n][j][2 i + r] is for column 2 j + i of the lane's in group n and row 2 q + r; without the row's scale.
     DEVICE void multiply(u32 row, u32 rows, float (&delta)[GROUPS][2][4]) {
-        const u32 slot = raw >> 16 & 255, slots = ((1u << (raw >> 24)) - 1) << slot;
+        const u32 first = raw >> 16 & 255, slots = ((1u << (raw >> 24)) - 1) << first;
         const u32 own = __shfl_sync(FULL_WARP, slots, threadIdx.x % 32 / 4);
-        if (ONE) return multiply_held(1, own, delta);
-        load_scale(slot);
-        u32 left = __reduce_or_sync(FULL_WARP, slots);
-        while (left) {
-            u32 rest = left;
-#pragma unroll
-            for (u32 t = 0; t < AT_ONCE; t++) rest &= rest - 1;
-            load_b(left & ~rest);
-            load_h(left & ~rest, row, rows);
-            multiply_held(left & ~rest, own, delta);
-            left = rest;
+        if (ONE) return multiply_held(own & 1, delta);
+        load_scale(first);
+        for (u32 left = __reduce_or_sync(FULL_WARP, slots); left; left &= left - 1) {
+            const u32 slot = __ffs(left) - 1;
+            load_b(slot);
+            load_h(slot, row, rows);
+            multiply_held(own >> slot & 1, delta);
         }
     }
 
-    // `own`: the slots of row + lane / 4.
-    DEVICE void multiply_held(u32 slots, u32 own, float (&delta)[GROUPS][2][4]) const {
+    DEVICE void multiply_held(bool mine, float (&delta)[GROUPS][2][4]) const {
 #pragma unroll
-        for (u32 t = 0; t < AT_ONCE; t++) {
-            if (!slots) break;
-            const bool mine = own & slots & (0 - slots);
-            slots &= slots - 1;
+        for (u32 n = 0; n < GROUPS; n++) {
+            const uint2 ranks = mine ? h[PARTS == 1 ? 0 : n] : make_uint2(0, 0);
 #pragma unroll
-            for (u32 n = 0; n < GROUPS; n++) {
-                const uint2 ranks = mine ? h[t][PARTS == 1 ? 0 : n] : make_uint2(0, 0);
-#pragma unroll
-                for (u32 j = 0; j < 2; j++)
-                    mma16(delta[n][j], b[t][n][j].x, b[t][n][j].y, b[t][n][j].z, b[t][n][j].w, ranks.x, ranks.y);
-            }
+            for (u32 j = 0; j < 2; j++) mma16(delta[n][j], b[n][j].x, b[n][j].y, b[n][j].z, b[n][j].w, ranks.x, ranks.y);
         }
     }
 

@@ -63,14 +63,18 @@ struct Row {
 struct Pairs {
     float low[MOST_PAIRS];
     float high[MOST_PAIRS];
+    float cosine[MOST_PAIRS];
+    float sine[MOST_PAIRS];
 
-    DEVICE void load(const QkvArgs& args, u32 row) {
-        const u32 half = args.d / 2, first = blockIdx.x * args.d + threadIdx.x % 32;
+    DEVICE void load(const QkvArgs& args, const Head& head, const Row& own) {
+        const u32 row = own.row, half = args.d / 2, first = blockIdx.x * args.d + threadIdx.x % 32;
+        const float* angles = args.rope + (u64)own.position * args.d + threadIdx.x % 32;
         const u16* y = args.y + (u64)row * args.y_stride + first;
 #pragma unroll
         for (u32 i = 0; i < MOST_PAIRS; i++) {
-            low[i] = high[i] = 0.0f;
+            low[i] = high[i] = sine[i] = 0.0f, cosine[i] = 1.0f;
             if (threadIdx.x % 32 + 32 * i >= half) continue;
+            if (head.part != 2) cosine[i] = angles[32 * i], sine[i] = angles[32 * i + half];
             low[i] = to_f32(y[32 * i]), high[i] = to_f32(y[32 * i + half]);
             if (args.delta) {
                 const u16* delta = args.delta + (u64)row * args.y_stride + first;
@@ -79,13 +83,11 @@ struct Pairs {
         }
     }
 
-    // With bias, normed, turned, and stored.
-    DEVICE void finish(const QkvArgs& args, const Head& head, const Row& row) {
+    // With bias, normed, turned, and stored; `of_x`: the row's factor.
+    DEVICE void finish(const QkvArgs& args, const Head& head, const Row& row, float of_x) {
         const u32 lane = threadIdx.x % 32, half = args.d / 2;
         const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
-        const float* angles = args.rope + (u64)row.position * args.d;
         u16* out = head.place(args, row.row, row.slot);
-        const float of_x = factor_of_row(args.norm, row.row);
         float factor = 1.0f;
 #pragma unroll
         for (u32 i = 0; i < MOST_PAIRS; i++) {
@@ -105,11 +107,10 @@ struct Pairs {
         for (u32 i = 0; i < MOST_PAIRS; i++) {
             const u32 at = lane + 32 * i;
             if (at >= half) continue;
-            float a = low[i], b = high[i], c = 1.0f, s = 0.0f;
-            if (head.part != 2) c = angles[at], s = angles[at + half];
+            float a = low[i], b = high[i];
             if (norm) a *= factor * norm[at], b *= factor * norm[at + half];
-            out[at] = to_bf16(a * c - b * s);
-            out[at + half] = to_bf16(b * c + a * s);
+            out[at] = to_bf16(a * cosine[i] - b * sine[i]);
+            out[at + half] = to_bf16(b * cosine[i] + a * sine[i]);
         }
         // Attention reads whole groups of eight.
         if (head.part != 0 && args.d + lane < args.d_padded) out[args.d + lane] = 0;
@@ -121,11 +122,12 @@ KERNEL(128, 1) qkv(const QkvArgs args) {
     let_dependents_start();
     const u32 row = blockIdx.y * 4 + threadIdx.x / 32;
     if (row >= args.rows) return;
+    const Head head(args, blockIdx.x);
     const Row own(args, row);
     wait_for_primary();
     Pairs pairs;
-    pairs.load(args, row);
-    pairs.finish(args, Head(args, blockIdx.x), own);
+    pairs.load(args, head, own);
+    pairs.finish(args, head, own, factor_of_row(args.norm, row));
 }
 
 // Sixteen ranks of h, or the last eight and zeros, and of B for one column.
@@ -175,7 +177,7 @@ struct PairsB {
 };
 
 // The same with LoRA where A lies below W. Rows of an adapter find its B in the second-level cache.
-KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
+KERNEL(128, 4) qkv_stacked(const QkvArgs args) {
     let_dependents_start();
     const u32 row = blockIdx.y * 4 + threadIdx.x / 32;
     if (row >= args.rows) return;
@@ -188,11 +190,14 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
     // B lay there before; y and h come from the kernel before.
     wait_for_primary();
     Pairs pairs;
-    pairs.load(args, row);
+    pairs.load(args, head, own);
+    const u16* ranks = args.lora.h + (u64)row * args.lora.lane_stride + part.lane;
+    Ranks raw;
+    raw.load(ranks, part.stride());
+    const float of_x = factor_of_row(args.norm, row);
     for (u32 k = 0; k < part.rank; k += 16) {
-        Ranks raw;
         float h[16];
-        raw.load(args.lora.h + (u64)row * args.lora.lane_stride + part.lane + lane_of_rank(args.lora, k), part.stride() - k);
+        if (k > 0) raw.load(ranks + lane_of_rank(args.lora, k), part.stride() - k);
         raw.widen(h);
 #pragma unroll
         for (u32 pair = 0; pair < MOST_PAIRS; pair += 2) {
@@ -205,12 +210,12 @@ KERNEL(128, 5) qkv_stacked(const QkvArgs args) {
             }
         }
     }
-    pairs.finish(args, head, own);
+    pairs.finish(args, head, own, of_x);
 }
 
 // The same with B packed, for few adapters and heads whose halves are whole groups of columns. Grid: heads + 2 kv heads,
 // rows / (8 groups). A warp has 32 columns of a head and those half a head behind them, of eight rows at a time.
-template <u32 AT_ONCE>
+template <bool ONE>
 DEVICE void heads_packed(const QkvArgs& args) {
     __shared__ float sums[2][4][8];
     let_dependents_start();
@@ -219,7 +224,7 @@ DEVICE void heads_packed(const QkvArgs& args) {
     const u32 half = args.d / 2, in_head = warp * PACKED_COLUMNS + 4 * g, width = (args.heads + 2 * args.kv_heads) * args.d;
     const u32 first = blockIdx.x * args.d + warp * PACKED_COLUMNS, columns[2] = {first, first + half};
     const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
-    Packed<2, 1, AT_ONCE> packed(args.lora, head.part, columns, width);
+    Packed<2, 1, ONE> packed(args.lora, head.part, columns, width);
     for (u32 group = 0; group < args.groups; group++) {
         const u32 row = (blockIdx.y * args.groups + group) * 8;
         if (row >= args.rows) return;
@@ -306,5 +311,5 @@ DEVICE void heads_packed(const QkvArgs& args) {
     }
 }
 
-KERNEL(128, 4) qkv_one(const QkvArgs args) { heads_packed<1>(args); }
-KERNEL(128, 3) qkv_packed(const QkvArgs args) { heads_packed<2>(args); }
+KERNEL(128, 4) qkv_one(const QkvArgs args) { heads_packed<true>(args); }
+KERNEL(128, 4) qkv_packed(const QkvArgs args) { heads_packed<false>(args); }

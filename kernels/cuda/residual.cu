@@ -207,18 +207,20 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
     if (threadIdx.x == 0) args.norm.squares[(u64)row * args.norm.pieces + blockIdx.x] = sum;
 }
 
-// The same with B packed, for few adapters. Grid: columns / 128, rows / (8 groups). A warp has 32 columns of eight rows at a
+// The same with B packed, for few adapters. Grid: columns / threads, rows / (8 groups). A warp has 32 columns of eight rows at a
 // time.
-template <u32 AT_ONCE>
+#define PACKED_WARPS 8
+
+template <bool ONE>
 DEVICE void add_packed(const ResidualArgs& args) {
-    __shared__ float sums[2][4][8];
+    __shared__ float sums[2][PACKED_WARPS][8];
     let_dependents_start();
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-    const u32 first = blockIdx.x * 128 + warp * PACKED_COLUMNS, i = first + 4 * g, width = packed_columns(args.norm.width);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
+    const u32 first = blockIdx.x * blockDim.x + warp * PACKED_COLUMNS, i = first + 4 * g, width = packed_columns(args.norm.width);
     const bool inside = i < args.stride;
     // What lies past the last group is not used.
     const u32 columns[1] = {min(first, width - PACKED_COLUMNS)};
-    Packed<1, 1, AT_ONCE> packed(args.lora, 0, columns, width);
+    Packed<1, 1, ONE> packed(args.lora, 0, columns, width);
     Constants<4> constants;
     constants.load(args, i);
     for (u32 group = 0; group < args.groups; group++) {
@@ -258,11 +260,11 @@ DEVICE void add_packed(const ResidualArgs& args) {
         if (threadIdx.x < rows) {
             float sum = 0.0f;
 #pragma unroll
-            for (u32 w = 0; w < 4; w++) sum += sums[group % 2][w][threadIdx.x];
+            for (u32 w = 0; w < PACKED_WARPS; w++) sum += w < warps ? sums[group % 2][w][threadIdx.x] : 0.0f;
             args.norm.squares[(u64)(row + threadIdx.x) * args.norm.pieces + blockIdx.x] = sum;
         }
     }
 }
 
-KERNEL(128, 8) residual_one(const ResidualArgs args) { add_packed<1>(args); }
-KERNEL(128, 4) residual_packed(const ResidualArgs args) { add_packed<4>(args); }
+KERNEL(256, 4) residual_one(const ResidualArgs args) { add_packed<true>(args); }
+KERNEL(256, 3) residual_packed(const ResidualArgs args) { add_packed<false>(args); }

@@ -189,7 +189,7 @@ impl CudaBackend {
         let several = usize::from(self.step.stacked > 1);
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                (&self.kernels.residual_packed[several], GROUP_ROWS * self.groups(), 128)
+                (&self.kernels.residual_packed[several], GROUP_ROWS * self.groups(), NORM_COLUMNS)
             }
             Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
             _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
@@ -200,9 +200,10 @@ impl CudaBackend {
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
-    /// Whether the step's adapters have B packed.
+    /// Whether the step's adapters have B packed, and rows enough share it: eight of them take their slots in turns.
     fn packs(&self) -> bool {
-        (1..=PACKED_SLOTS).contains(&self.step.stacked)
+        let slots = self.step.stacked;
+        slots == 1 || slots <= PACKED_SLOTS && slots > 0 && self.step.counts.rows >= 4 * slots
     }
 
     /// Groups of rows that a warp of those kernels takes.

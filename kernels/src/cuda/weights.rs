@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::weights::{Elements, HostTensor};
 
 /// Fewest columns of a sum of squares.
-pub(super) const NORM_COLUMNS: usize = 128;
+pub(super) const NORM_COLUMNS: usize = 256;
 
 /// Weight `[outputs, inputs]` in bf16, both rounded up to 8 with zeros, with a bias in f32 or none. Behind its outputs there is
 /// room for A of a few adapters.
