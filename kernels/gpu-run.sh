@@ -90,7 +90,7 @@ export here large out
 part parity 200 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
 part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.json"
 part wide 100 "$here/cuda" --ignored
-part bench 150 "$here/gpu" bench "$out/bench.json"
+part bench 240 "$here/gpu" bench "$out/bench.json"
 part draw 120 "$here/gpu" draw
 # The same model through the server: adapters' share, 64 adapters over a pool for 8, reloads, many registered ones.
 part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --max-loras 32 --mix one distinct:8 distinct:32'

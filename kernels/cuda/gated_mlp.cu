@@ -135,6 +135,45 @@ KERNEL(128, 4) gated_mlp_expand(const GatedArgs args) {
 #define GROUP_ROWS 8
 #define STAGES 3
 
+// What the adapter of a row has, as the row's lane knows it.
+DEVICE LoraPart from_lane(const LoraPart& part, u32 lane) {
+    LoraPart found;
+    found.b = (const u16*)__shfl_sync(FULL_WARP, (u64)part.b, lane);
+    found.rank = __shfl_sync(FULL_WARP, part.rank, lane);
+    found.lane = __shfl_sync(FULL_WARP, part.lane, lane);
+    found.scale = __shfl_sync(FULL_WARP, part.scale, lane);
+    return found;
+}
+
+// The adapters of eight rows one after the other, sixteen ranks at a time. A lane knows the parts of its row.
+struct Turn {
+    u32 waiting;  // rows whose adapter is to come
+    u32 leader;   // a row of the one whose turn it is
+    u32 k;
+
+    DEVICE static u32 rank(const LoraPart (&own)[2]) { return max(own[0].rank, own[1].rank); }
+
+    DEVICE void begin(const LoraPart (&own)[2]) {
+        waiting = __ballot_sync(FULL_WARP, rank(own) > 0);
+        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
+    }
+
+    // Tells it from others: B lies somewhere even where it has no ranks.
+    DEVICE u64 key(const LoraPart (&own)[2]) const { return __shfl_sync(FULL_WARP, (u64)own[0].b, leader); }
+
+    // Its rows.
+    DEVICE u32 served(const LoraPart (&own)[2]) const {
+        return __ballot_sync(FULL_WARP, (u64)own[0].b == key(own)) & waiting;
+    }
+
+    DEVICE void next(const LoraPart (&own)[2]) {
+        k += 16;
+        if (k < __shfl_sync(FULL_WARP, rank(own), leader)) return;
+        waiting &= ~served(own);
+        leader = waiting ? __ffs(waiting) - 1 : 0, k = 0;
+    }
+};
+
 // Sixteen ranks of B of both parts for a warp's 64 columns, in shared memory: of column c the eights 0 and 1 at
 // (c / 8) * 16 + ((c % 8 * 2 + eight) ^ (c / 8)), so that `ldmatrix` of every eighth column meets no bank twice.
 struct Stage {
@@ -142,7 +181,7 @@ struct Stage {
 
     DEVICE static u32 place(u32 column, u32 eight) { return column / 8 * 16 + ((column % 8 * 2 + eight) ^ (column / 8)); }
 
-    DEVICE void fetch(const LoraPart (&own)[2], const Turn<2>& turn, u32 column, u32 width) {
+    DEVICE void fetch(const LoraPart (&own)[2], const Turn& turn, u32 column, u32 width) {
         const u32 lane = threadIdx.x % 32;
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
@@ -210,7 +249,7 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
     if (lane < rows)
 #pragma unroll
         for (u32 p = 0; p < 2; p++) own[p] = part_of_row(args.lora, row + lane, p);
-    Turn<2> turn, ahead;
+    Turn turn, ahead;
     turn.begin(own);
     ahead = turn;
 #pragma unroll

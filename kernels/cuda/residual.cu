@@ -18,73 +18,50 @@ struct ResidualArgs {
     u32 unused;
 };
 
-template <u32 N>
-DEVICE void load_floats(const float* from, float (&v)[N]) {
-#pragma unroll
-    for (u32 k = 0; k < N; k += 4) {
-        const float4 four = *(const float4*)(from + k);
-        v[k] = four.x, v[k + 1] = four.y, v[k + 2] = four.z, v[k + 3] = four.w;
-    }
+DEVICE void load_floats(const float* from, float (&v)[4]) {
+    const float4 four = *(const float4*)from;
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
 }
 
-// Neighbouring columns of a row of y.
-template <u32 N>
+// Four columns of a row of y.
 struct Product {
-    u32 pairs[N / 2];
+    uint2 raw;
 
-    DEVICE void load(const u16* from) {
-        if constexpr (N == 8) {
-            const uint4 raw = *(const uint4*)from;
-            pairs[0] = raw.x, pairs[1] = raw.y, pairs[2] = raw.z, pairs[3] = raw.w;
-        } else {
-            const uint2 raw = *(const uint2*)from;
-            pairs[0] = raw.x, pairs[1] = raw.y;
-        }
-    }
+    DEVICE void load(const u16* from) { raw = *(const uint2*)from; }
 
-    DEVICE void add_to(float (&v)[N]) const {
-#pragma unroll
-        for (u32 k = 0; k < N; k += 2) v[k] += low_f32(pairs[k / 2]), v[k + 1] += high_f32(pairs[k / 2]);
+    DEVICE void add_to(float (&v)[4]) const {
+        v[0] += low_f32(raw.x), v[1] += high_f32(raw.x);
+        v[2] += low_f32(raw.y), v[3] += high_f32(raw.y);
     }
 };
 
 // What columns have from the start: before the kernel before has ended.
-template <u32 N>
 struct Constants {
-    float weight[N];
-    float bias[N];
+    float weight[4];
+    float bias[4];
 
     DEVICE void load(const ResidualArgs& args, u32 i) {
 #pragma unroll
-        for (u32 k = 0; k < N; k++) weight[k] = bias[k] = 0.0f;
+        for (u32 k = 0; k < 4; k++) weight[k] = bias[k] = 0.0f;
         if (i >= args.stride) return;
         load_floats(args.weight + i, weight);
         if (args.bias) load_floats(args.bias + i, bias);
     }
 };
 
-// Ends columns of a row whose residual, y and LoRA `v` holds. Returns their sum of squares.
-template <u32 N>
-DEVICE float finish(const ResidualArgs& args, const Constants<N>& constants, u32 row, u32 i, float (&v)[N]) {
+// Ends four columns of a row whose residual, y and LoRA `v` holds. Returns their sum of squares.
+DEVICE float finish(const ResidualArgs& args, const Constants& constants, u32 row, u32 i, float (&v)[4]) {
     const u64 at = (u64)row * args.stride + i;
-    float sum = 0.0f;
+    float sum = 0.0f, x[4];
 #pragma unroll
-    for (u32 k = 0; k < N; k++) {
+    for (u32 k = 0; k < 4; k++) {
         v[k] += constants.bias[k];
         sum += v[k] * v[k];
     }
-    if (args.y)
+    if (args.y) *(float4*)(args.residual + at) = make_float4(v[0], v[1], v[2], v[3]);
 #pragma unroll
-        for (u32 k = 0; k < N; k += 4)
-            *(float4*)(args.residual + at + k) = make_float4(v[k], v[k + 1], v[k + 2], v[k + 3]);
-    u32 pairs[N / 2];
-#pragma unroll
-    for (u32 k = 0; k < N; k += 2)
-        pairs[k / 2] = pack_bf16(v[k] * constants.weight[k], v[k + 1] * constants.weight[k + 1]);
-    if constexpr (N == 8)
-        *(uint4*)(args.x + at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-    else
-        *(uint2*)(args.x + at) = make_uint2(pairs[0], pairs[1]);
+    for (u32 k = 0; k < 4; k++) x[k] = v[k] * constants.weight[k];
+    store4(args.x + at, x);
     return sum;
 }
 
@@ -106,13 +83,13 @@ KERNEL(256, 1) residual(const ResidualArgs args) {
     let_dependents_start();
     const u32 row = blockIdx.y, end = min((blockIdx.x + 1) * args.columns, args.stride);
     u32 i = blockIdx.x * args.columns + threadIdx.x * 4;
-    Constants<4> constants;
+    Constants constants;
     constants.load(args, i);
     wait_for_primary();
     float sum = 0.0f;
     while (i < end) {
         const u64 at = (u64)row * args.y_stride + i;
-        Product<4> y = {}, delta = {};
+        Product y = {}, delta = {};
         float v[4];
         if (args.y) y.load(args.y + at);
         if (args.delta) delta.load(args.delta + at);
@@ -177,11 +154,11 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
     const LoraPart part = part_of_row(args.lora, row, 0);
     Columns b;
     b.load(part, first, args.norm.width, half);
-    Constants<4> constants;
+    Constants constants;
     constants.load(args, i);
     // B lay there before; y and h come from the kernel before.
     wait_for_primary();
-    Product<4> y = {};
+    Product y = {};
     float v[4] = {}, delta[8] = {};
     if (i < args.stride) {
         y.load(args.y + (u64)row * args.y_stride + i);
@@ -221,7 +198,7 @@ DEVICE void add_packed(const ResidualArgs& args) {
     // What lies past the last group is not used.
     const u32 columns[1] = {min(first, width - PACKED_COLUMNS)};
     Packed<1, 1, ONE> packed(args.lora, 0, columns, width);
-    Constants<4> constants;
+    Constants constants;
     constants.load(args, i);
     for (u32 group = 0; group < args.groups; group++) {
         const u32 row = (blockIdx.y * args.groups + group) * 8;
@@ -231,7 +208,7 @@ DEVICE void add_packed(const ResidualArgs& args) {
         // What lay there before is under way; y and h come from the kernel before.
         wait_for_primary();
         packed.ask_h(row, rows);
-        Product<4> y[2];
+        Product y[2];
         float v[2][4];
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {

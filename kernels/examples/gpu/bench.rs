@@ -13,7 +13,7 @@ use crate::model::{BLOCK, Model, adapter};
 
 const PROMPT: usize = 128;
 const DECODES: usize = 128;
-/// How often a cell and its base are measured.
+/// How often each cell is measured, in turns with those beside it.
 const TURNS: usize = 3;
 /// Decode steps before the clock counts.
 const WARM: usize = 8;
@@ -65,12 +65,20 @@ impl Bench {
         );
         let mut comma = "";
         for batch in BATCHES {
-            let mut base = f64::NAN;
-            for distinct in DISTINCT.into_iter().filter(|&distinct| distinct <= batch) {
-                let ms = self.decode(batch, distinct, DECODES)?;
-                if distinct == 0 {
-                    base = ms;
+            // In turns, since clocks drift.
+            let mut cells: Vec<(usize, Vec<f64>)> = DISTINCT
+                .into_iter()
+                .filter(|&distinct| distinct <= batch)
+                .map(|distinct| (distinct, Vec::new()))
+                .collect();
+            for _ in 0..TURNS {
+                for (distinct, times) in &mut cells {
+                    times.push(self.decode(batch, *distinct, DECODES)?);
                 }
+            }
+            let base = median(&mut cells[0].1);
+            for (distinct, mut times) in cells {
+                let ms = median(&mut times);
                 let (rate, share) = (batch as f64 / ms * 1e3, base / ms);
                 println!(
                     "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms {rate:7.0} tokens/s {share:.3} of base"
@@ -111,7 +119,6 @@ impl Bench {
 
     /// What they cost with `distinct` of them over `batch` rows.
     pub(crate) fn cost(&mut self, (batch, distinct): (usize, usize)) -> Result<()> {
-        // In turns, since clocks drift.
         let (mut bases, mut times) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             bases.push(self.decode(batch, 0, DECODES)?);
