@@ -58,6 +58,10 @@ pub enum Command {
     #[command(visible_alias = "run")]
     Serve(Box<Settings>),
     /// Serve the small model that comes with the server, with three adapters
+    #[command(
+        mut_arg("model_argument", |argument| argument.hide(true)),
+        mut_arg("model", |argument| argument.hide(true))
+    )]
     Demo(Box<Settings>),
     /// Measure a server: the speed with adapters as a share of the base's
     Bench(Box<BenchArgs>),
@@ -361,6 +365,9 @@ mod tests {
             assert_eq!(settings.model_argument.as_deref(), Some("some/model"));
         }
         assert!(matches!(parse("server demo --port 1").command, Some(Command::Demo(_))));
+        let mut command = Cli::command();
+        let mut help = |name| command.find_subcommand_mut(name).unwrap().render_help().to_string();
+        assert!(help("serve").contains("[MODEL]") && !help("demo").contains("[MODEL]"));
     }
 
     #[test]

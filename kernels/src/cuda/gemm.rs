@@ -27,6 +27,8 @@ const LEAST_TIMED: usize = 8 << 20;
 /// How many are timed beside that of a product that is alike, and how often each.
 const FEW_CANDIDATES: usize = 4;
 const ROUNDS: usize = 5;
+/// What takes longer than this times the fastest so far is timed no more.
+const MOST_BEHIND: f32 = 1.15;
 /// Bytes of weights that are read in a round, so that they come from memory as they do in a step: more than a cache holds.
 const READ: usize = 128 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
@@ -118,16 +120,20 @@ impl Gemm {
         let mut weights: Vec<_> =
             (0..others).map(|other| memory.address() + (other * bytes) as u64).collect();
         weights.push(operands.weight);
-        let mut least = f32::INFINITY;
+        let mut timed: Vec<_> = algorithms.into_iter().map(|it| (f32::INFINITY, it)).collect();
         // In turns, since clocks drift.
         for _ in 0..ROUNDS {
-            for &algorithm in &algorithms {
+            let mut best = f32::INFINITY;
+            for (least, algorithm) in &mut timed {
                 // SAFETY: the caller's promise.
-                let took = unsafe { self.time(&plan, &algorithm, operands, &weights)? };
-                if took < least {
-                    (least, plan.algorithm) = (took, algorithm);
-                }
+                let took = unsafe { self.time(&plan, algorithm, operands, &weights)? };
+                *least = least.min(took);
+                best = best.min(*least);
             }
+            timed.retain(|(least, _)| *least <= best * MOST_BEHIND);
+        }
+        if let Some((_, fastest)) = timed.iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
+            plan.algorithm = *fastest;
         }
         Ok(plan)
     }

@@ -75,7 +75,8 @@ impl Stack {
         }
         let of_part = |width: &usize| width.next_multiple_of(PACKED_COLUMNS);
         let columns: usize = weight.widths.iter().map(of_part).sum();
-        let bytes = slots.min(PACKED_SLOTS) * columns * SLOT_RANKS * size_of::<u16>();
+        let slots = if weight.slot_lanes > 0 { slots.min(PACKED_SLOTS) } else { 0 };
+        let bytes = slots * columns * SLOT_RANKS * size_of::<u16>();
         let packed = Block::filled(gpu, PACKED_SCALES + bytes, 0, "room for adapters")?;
         let inputs = padded(weight.inputs);
         let lanes = weight.weight.address() + (padded(weight.outputs) * inputs * 2) as u64;
