@@ -1,0 +1,190 @@
+// Kernels of `cuda/` as plain C++, to be run where there is no GPU: a thread of a block is a thread of the CPU, and the blocks of
+// a grid run one after the other. In the place of `ptx.cuh`.
+//
+// It knows what the kernels with LoRA use: barriers of blocks and warps, exchanges within a warp, and products of fragments as
+// the PTX manual lays them out. It is slow and exact, and the sanitizers of a C++ compiler see every access.
+#pragma once
+
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+using std::max;
+using std::min;
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct uint2 {
+    u32 x, y;
+};
+struct alignas(16) uint4 {
+    u32 x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+#define DEVICE inline
+#define KERNEL(threads, blocks) void
+// Blocks run one after the other, so one copy serves them all.
+#define __shared__ static
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+struct Index {
+    u32 x, y, z;
+};
+inline thread_local Index threadIdx, blockIdx;
+inline Index blockDim, gridDim;
+
+// What the threads of a block meet at, and what those of a warp hand each other there.
+struct Warp {
+    std::barrier<> meet{32};
+    u64 handed[32];
+    u32 fragments[32][6];
+};
+inline std::unique_ptr<std::barrier<>> block_meet;
+inline std::vector<std::unique_ptr<Warp>> block_warps;
+
+inline u32 lane_id() { return threadIdx.x % 32; }
+inline Warp& own_warp() { return *block_warps[threadIdx.x / 32]; }
+inline void __syncthreads() { block_meet->arrive_and_wait(); }
+inline void __syncwarp() { own_warp().meet.arrive_and_wait(); }
+
+// Runs a kernel, one block after the other. A thread that returns leaves the barriers to the others.
+template <class Kernel>
+void launch(Index grid, u32 threads, Kernel kernel) {
+    gridDim = grid, blockDim = {threads, 1, 1};
+    for (u32 y = 0; y < grid.y; y++)
+        for (u32 x = 0; x < grid.x; x++) {
+            block_meet = std::make_unique<std::barrier<>>(threads);
+            block_warps.clear();
+            for (u32 w = 0; w < threads / 32; w++) block_warps.push_back(std::make_unique<Warp>());
+            std::vector<std::thread> running;
+            for (u32 t = 0; t < threads; t++)
+                running.emplace_back([=] {
+                    threadIdx = {t, 0, 0}, blockIdx = {x, y, 0};
+                    kernel();
+                    block_meet->arrive_and_drop();
+                    own_warp().meet.arrive_and_drop();
+                });
+            for (auto& thread : running) thread.join();
+        }
+}
+
+// What all lanes hand over, to each of them. No lane may have left.
+template <class T, class Use>
+auto exchange(T own, Use use) {
+    static_assert(sizeof(T) <= 8);
+    Warp& warp = own_warp();
+    memcpy(&warp.handed[lane_id()], &own, sizeof(T));
+    __syncwarp();
+    auto of_lane = [&](u32 lane) {
+        T theirs;
+        memcpy(&theirs, &warp.handed[lane % 32], sizeof(T));
+        return theirs;
+    };
+    auto result = use(of_lane);
+    __syncwarp();
+    return result;
+}
+
+template <class T>
+T __shfl_sync(u32, T own, u32 lane) {
+    return exchange(own, [=](auto of_lane) { return of_lane(lane); });
+}
+
+template <class T>
+T __shfl_xor_sync(u32, T own, u32 mask) {
+    return exchange(own, [=](auto of_lane) { return of_lane(lane_id() ^ mask); });
+}
+
+inline u32 __ballot_sync(u32, bool own) {
+    return exchange(own, [](auto of_lane) {
+        u32 all = 0;
+        for (u32 lane = 0; lane < 32; lane++) all |= (u32)of_lane(lane) << lane;
+        return all;
+    });
+}
+
+inline u32 __reduce_or_sync(u32, u32 own) {
+    return exchange(own, [](auto of_lane) {
+        u32 all = 0;
+        for (u32 lane = 0; lane < 32; lane++) all |= of_lane(lane);
+        return all;
+    });
+}
+
+inline u32 __ffs(u32 x) { return __builtin_ffs(x); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+template <class T>
+T __ldg(const T* p) {
+    return *p;
+}
+
+inline float __uint_as_float(u32 bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+// To the nearest bf16, of two as near the even one.
+inline u16 round_bf16(float x) {
+    u32 bits;
+    memcpy(&bits, &x, 4);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+inline u32 pack_bf16(float low, float high) { return round_bf16(low) | (u32)round_bf16(high) << 16; }
+
+// Kernels never overlap here.
+inline void let_dependents_start() {}
+inline void wait_for_primary() {}
+
+// Copies are there at once, which is as early as the kernels may reckon with.
+inline void copy_async(void* shared, const void* global, bool valid) {
+    if (valid)
+        memcpy(shared, global, 16);
+    else
+        memset(shared, 0, 16);
+}
+inline void copy_commit() {}
+template <int GROUPS>
+void copy_wait() {}
+
+inline void ldmatrix(u32 (&r)[4], const void* row) {
+    exchange(row, [&](auto of_lane) {
+        for (u32 i = 0; i < 4; i++) memcpy(&r[i], (const u8*)of_lane(8 * i + lane_id() / 4) + 4 * (lane_id() % 4), 4);
+        return 0;
+    });
+}
+
+// c += a b, K = 16; the fragments are those of `ptx.cuh`.
+inline void mma16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    Warp& warp = own_warp();
+    const u32 own[6] = {a0, a1, a2, a3, b0, b1}, g = lane_id() / 4, q = lane_id() % 4;
+    memcpy(warp.fragments[lane_id()], own, sizeof(own));
+    __syncwarp();
+    auto element = [&](u32 lane, u32 place, u32 k) {
+        return __uint_as_float(k % 2 ? warp.fragments[lane][place] & 0xffff0000u : warp.fragments[lane][place] << 16);
+    };
+    for (u32 e = 0; e < 4; e++) {
+        const u32 row = g + e / 2 * 8, column = 2 * q + e % 2;
+        float sum = 0.0f;
+        for (u32 k = 0; k < 16; k++)
+            sum += element(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k) * element(column * 4 + k % 8 / 2, 4 + k / 8, k);
+        c[e] += sum;
+    }
+    __syncwarp();
+}

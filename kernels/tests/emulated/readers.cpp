@@ -1,0 +1,306 @@
+// The kernels that read a product and multiply h with B, against f64: with B packed, for one slot and for several, and with B in
+// the adapters' tables; and the kernel that lays adapters out for them.
+//
+// Adapters lie side by side in rows, some rows have none; ranks fill slots, leave some of them over, or are missing.
+#include "device.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "../../cuda/prelude.cuh"
+
+#include "../../cuda/lora.cuh"
+#include "../../cuda/packed.cuh"
+
+#include "../../cuda/norm.cuh"
+
+#include "../../cuda/gated_mlp.cu"
+#include "../../cuda/qkv.cu"
+#include "../../cuda/residual.cu"
+#include "../../cuda/stack.cu"
+
+static std::mt19937 generator(2);
+static double worst = 0;
+static long values = 0;
+
+static float random_float() { return std::normal_distribution<float>()(generator); }
+static double value(u16 bits) { return __uint_as_float((u32)bits << 16); }
+
+static std::vector<u16> random_bf16(size_t count) {
+    std::vector<u16> all(count);
+    for (auto& x : all) x = round_bf16(random_float());
+    return all;
+}
+
+static std::vector<float> random_floats(size_t count, float around = 0.0f) {
+    std::vector<float> all(count);
+    for (auto& x : all) x = around + random_float();
+    return all;
+}
+
+// A result in bf16 is off by up to 1 in 256.
+static void expect(const char* what, double expected, double found) {
+    const double off = std::abs(expected - found) / (1 + std::abs(expected));
+    values++;
+    if (!(off < 0.01)) {
+        printf("%s: expected %g, found %g\n", what, expected, found);
+        exit(1);
+    }
+    worst = std::max(worst, off);
+}
+
+// What runs: adapters by the ranks of their parts, and rows.
+struct Case {
+    std::vector<std::vector<u32>> ranks;
+    u32 rows;
+    u32 groups;  // of eight rows, that a warp takes
+
+    bool has_norms() const { return groups > 1; }
+};
+
+struct Adapter {
+    std::vector<u16> a;
+    std::vector<u16> b[3];
+    LoraSite site{};
+    u32 slot;
+    u32 slots;
+};
+
+const u32 INPUTS = 24;
+
+// A site with its adapters laid out by `stack`.
+struct Site {
+    const Case& job;
+    const std::vector<u32> widths;
+    const u32 slot_lanes;
+    u32 slots = 1;
+    std::vector<Adapter> adapters;
+    std::vector<u8> packed;
+    std::vector<Tile> tiles;
+
+    Site(const Case& job, std::vector<u32> widths) : job(job), widths(widths), slot_lanes(LORA_LANES * widths.size()) {
+        u32 taken = 0;
+        for (const auto& ranks : job.ranks) {
+            adapters.push_back(make(ranks));
+            adapters.back().slot = taken;
+            taken += adapters.back().slots;
+        }
+        while (slots < taken) slots *= 2;
+        lay_out();
+        // The first rows and the last have no adapter.
+        const u32 shares = job.rows > 1 ? adapters.size() + 2 : 1;
+        for (u32 row = 0; row < job.rows; row++) {
+            const u32 share = row * shares / job.rows;
+            const bool has = shares == 1 || (share > 0 && share <= adapters.size());
+            const Adapter* adapter = has ? &adapters[shares == 1 ? 0 : share - 1] : 0;
+            tiles.push_back(adapter ? Tile{&adapter->site, row, 1, (u8)adapter->slot, (u8)adapter->slots} : Tile{0, row, 1, 0, 0});
+        }
+    }
+
+    Adapter make(const std::vector<u32>& ranks) const {
+        Adapter made;
+        u32 most = 1;
+        for (u32 p = 0; p < widths.size(); p++) {
+            LoraPart part{0, ranks[p], made.site.lanes, 0.3f + p, 0};
+            const u32 stride = part.stride();
+            for (u32 k = 0; k < stride; k++)
+                for (u32 i = 0; i < INPUTS; i++) made.a.push_back(k < part.rank ? round_bf16(random_float()) : 0);
+            for (u32 c = 0; c < widths[p]; c++)
+                for (u32 k = 0; k < stride; k++) made.b[p].push_back(k < part.rank ? round_bf16(random_float()) : 0);
+            part.b = made.b[p].data();
+            made.site.parts[p] = part;
+            made.site.lanes += stride;
+            most = std::max(most, part.rank);
+        }
+        made.site.a = made.a.data();
+        made.slots = (most + LORA_LANES - 1) / LORA_LANES;
+        return made;
+    }
+
+    void lay_out() {
+        u32 columns = 0;
+        for (u32 width : widths) columns += packed_columns(width);
+        // Memory that nobody has written holds NaN; what nobody may read, too.
+        std::vector<u16> lanes(slots * slot_lanes * INPUTS, 0x7fc0);
+        packed.assign(sizeof(PackedScales) + slots * columns * LORA_LANES * 2, 0xff);
+        memset(packed.data(), 0, sizeof(PackedScales));
+        for (const Adapter& adapter : adapters) {
+            StackPlace place{lanes.data(), packed.data(), INPUTS, slot_lanes, {}, 0};
+            std::copy(widths.begin(), widths.end(), place.widths);
+            const StackArgs args{&adapter.site, &place, adapter.slot, adapter.slots, slots, 0};
+            launch({1, 2, 1}, 256, [&] { stack(args); });
+            for (u32 l = 0; l < adapter.slots * slot_lanes; l++) {
+                const LoraPart& part = adapter.site.parts[l % slot_lanes / LORA_LANES];
+                const u32 rank = l / slot_lanes * LORA_LANES + l % LORA_LANES;
+                for (u32 i = 0; i < INPUTS; i++) {
+                    const double a = rank < part.rank ? value(adapter.a[(part.lane + rank) * INPUTS + i]) : 0;
+                    expect("A below W", a, value(lanes[(adapter.slot * slot_lanes + l) * INPUTS + i]));
+                }
+            }
+        }
+    }
+
+    // Outputs of a product with the slots' lanes behind them.
+    u32 stride(u32 outputs) const { return outputs + slots * slot_lanes; }
+
+    Lora lora(u16* y, u32 outputs) const {
+        return {tiles.data(), y + outputs, stride(outputs), 0, slot_lanes, slots, packed.data()};
+    }
+
+    // What LoRA adds to a column of a part.
+    double delta(const u16* y, u32 outputs, u32 row, u32 p, u32 column) const {
+        const Tile& tile = tiles[row];
+        if (!tile.sites) return 0;
+        const LoraPart& part = tile.sites->parts[p];
+        const u16* h = y + row * stride(outputs) + outputs + tile.slot * slot_lanes + p * LORA_LANES;
+        double sum = 0;
+        for (u32 k = 0; k < part.rank; k++)
+            sum += value(part.b[column * part.stride() + k]) * value(h[k / LORA_LANES * slot_lanes + k % LORA_LANES]);
+        return sum * part.scale;
+    }
+
+    u32 groups_of(u32 rows) const { return (job.rows + rows - 1) / rows; }
+};
+
+enum Kind { PACKED, TABLES };
+
+// Sums of squares, and what rows are multiplied with for them.
+struct Factors {
+    static const u32 PIECES = 5;
+    static constexpr float WIDTH = 64, EPS = 1e-5f;
+    std::vector<float> squares;
+
+    explicit Factors(u32 rows) : squares(random_floats(rows * PIECES, 20)) {}
+
+    Norm norm() { return {squares.data(), PIECES, (u32)WIDTH, EPS, 1 / WIDTH}; }
+
+    double of_row(u32 row) const {
+        double sum = 0;
+        for (u32 p = 0; p < PIECES; p++) sum += squares[row * PIECES + p];
+        return 1 / std::sqrt(sum / WIDTH + EPS);
+    }
+};
+
+static void residual_agrees(const Case& job, Kind kind) {
+    const u32 width = 264, block = kind == PACKED ? 256 : 512, pieces = (width + block - 1) / block;
+    Site site(job, {width});
+    auto y = random_bf16(job.rows * site.stride(width));
+    auto residual = random_floats(job.rows * width), weight = random_floats(width), bias = random_floats(width);
+    const auto before = residual;
+    std::vector<u16> x(job.rows * width);
+    std::vector<float> squares(job.rows * pieces, NAN);
+    ResidualArgs args{};
+    args.lora = site.lora(y.data(), width);
+    args.y = y.data(), args.bias = bias.data(), args.residual = residual.data(), args.weight = weight.data(), args.x = x.data();
+    args.norm = {squares.data(), pieces, width, Factors::EPS, 1.0f / width};
+    args.y_stride = site.stride(width), args.stride = width, args.rows = job.rows, args.groups = job.groups;
+    if (kind == TABLES)
+        launch({pieces, job.rows, 1}, 128, [&] { residual_stacked(args); });
+    else
+        launch({pieces, site.groups_of(8 * job.groups), 1}, 256, [&] { site.slots == 1 ? residual_one(args) : residual_packed(args); });
+    for (u32 row = 0; row < job.rows; row++) {
+        double total = 0, found = 0;
+        for (u32 c = 0; c < width; c++) {
+            const double product = value(y[row * args.y_stride + c]) + site.delta(y.data(), width, row, 0, c);
+            const double v = before[row * width + c] + product + bias[c];
+            expect("residual", v, residual[row * width + c]);
+            expect("x", v * weight[c], value(x[row * width + c]));
+            total += v * v;
+        }
+        for (u32 p = 0; p < pieces; p++) found += squares[row * pieces + p];
+        expect("sum of squares", 1, found / total);
+    }
+}
+
+static void gate_agrees(const Case& job, Kind kind) {
+    const u32 ffn = 136;
+    Site site(job, {ffn, ffn});
+    Factors factors(job.rows);
+    auto y = random_bf16(job.rows * site.stride(2 * ffn));
+    auto bias = random_floats(2 * ffn);
+    std::vector<u16> out(job.rows * ffn);
+    GatedArgs args{};
+    args.lora = site.lora(y.data(), 2 * ffn);
+    args.y = y.data(), args.bias = bias.data(), args.out = out.data();
+    args.y_stride = site.stride(2 * ffn), args.out_stride = ffn, args.ffn = ffn, args.rows = job.rows, args.groups = job.groups;
+    args.norm = factors.norm();
+    args.row_warps = job.rows <= 8 ? 0 : job.rows <= 16 ? 1 : 2;
+    if (kind == TABLES) {
+        launch({(ffn + 255) / 256, site.groups_of(8), 1}, 128, [&] { gated_mlp_stacked(args); });
+    } else {
+        const u32 columns = PACKED_COLUMNS * (4 >> args.row_warps), rows = 8 * job.groups << args.row_warps;
+        launch({(ffn + columns - 1) / columns, site.groups_of(rows), 1}, 128,
+               [&] { site.slots == 1 ? gated_mlp_one(args) : gated_mlp_packed(args); });
+    }
+    for (u32 row = 0; row < job.rows; row++)
+        for (u32 c = 0; c < ffn; c++) {
+            double both[2];
+            for (u32 p = 0; p < 2; p++) {
+                const double product = value(y[row * args.y_stride + p * ffn + c]) + site.delta(y.data(), 2 * ffn, row, p, c);
+                both[p] = factors.of_row(row) * product + bias[p * ffn + c];
+            }
+            expect("gate", both[0] / (1 + std::exp(-both[0])) * both[1], value(out[row * ffn + c]));
+        }
+}
+
+static void heads_agree(const Case& job, Kind kind, u32 d) {
+    const u32 heads = 2, outputs = 4 * d, positions = 64, block = 16;
+    Site site(job, {heads * d, d, d});
+    Factors factors(job.rows);
+    auto y = random_bf16(job.rows * site.stride(outputs));
+    auto bias = random_floats(outputs), q_norm = random_floats(d), k_norm = random_floats(d), rope = random_floats(positions * d);
+    std::vector<u32> position, slot;
+    for (u32 row = 0; row < job.rows; row++) {
+        position.push_back(row * 7 % positions);
+        slot.push_back(row % 11 == 10 ? NO_SLOT : row);
+    }
+    const size_t cache = (job.rows + block) / block * block * d;
+    std::vector<u16> q(job.rows * heads * d), k(cache), v(cache);
+    QkvArgs args{};
+    args.y = y.data(), args.bias = bias.data(), args.rope = rope.data(), args.positions = position.data(), args.slots = slot.data();
+    if (job.has_norms()) args.q_norm = q_norm.data(), args.k_norm = k_norm.data();
+    args.q = q.data(), args.k_cache = k.data(), args.v_cache = v.data();
+    args.y_stride = site.stride(outputs), args.q_stride = heads * d, args.heads = heads, args.kv_heads = 1;
+    args.d = args.d_padded = d, args.block_size = block, args.eps = Factors::EPS, args.rows = job.rows, args.groups = job.groups;
+    args.lora = site.lora(y.data(), outputs), args.norm = factors.norm();
+    if (kind == TABLES)
+        launch({heads + 2, site.groups_of(4), 1}, 128, [&] { qkv_stacked(args); });
+    else
+        launch({heads + 2, site.groups_of(8 * job.groups), 1}, d / 2, [&] { site.slots == 1 ? qkv_one(args) : qkv_packed(args); });
+    for (u32 row = 0; row < job.rows; row++)
+        for (u32 head = 0; head < heads + 2; head++) {
+            const u32 part = head < heads ? 0 : head - heads + 1, own = part == 0 ? head : 0;
+            if (part > 0 && slot[row] == NO_SLOT) continue;
+            std::vector<double> x(d);
+            double sum = 0;
+            for (u32 c = 0; c < d; c++) {
+                const double product = value(y[row * args.y_stride + head * d + c]) + site.delta(y.data(), outputs, row, part, own * d + c);
+                x[c] = factors.of_row(row) * product + bias[head * d + c];
+                sum += x[c] * x[c];
+            }
+            const float* norm = part == 0 ? args.q_norm : part == 1 ? args.k_norm : 0;
+            for (u32 c = 0; norm && c < d; c++) x[c] *= norm[c] / std::sqrt(sum / d + Factors::EPS);
+            const u16* found = part == 0 ? &q[row * args.q_stride + own * d] : part == 1 ? &k[slot[row] * d] : &v[slot[row] * d];
+            for (u32 c = 0; c < d / 2; c++) {
+                const float* angles = &rope[position[row] * d + c];
+                const double cosine = part == 2 ? 1 : angles[0], sine = part == 2 ? 0 : angles[d / 2];
+                expect("head", x[c] * cosine - x[c + d / 2] * sine, value(found[c]));
+                expect("head", x[c + d / 2] * cosine + x[c] * sine, value(found[c + d / 2]));
+            }
+        }
+}
+
+int main() {
+    const std::vector<std::vector<u32>> one = {{16, 9, 16}}, uneven = {{24, 4, 33}, {0, 12, 8}};
+    const std::vector<std::vector<u32>> six = {{16, 16, 16}, {8, 8, 8}, {16, 0, 2}, {16, 16, 16}, {16, 5, 16}, {1, 1, 1}};
+    const Case cases[] = {{one, 1, 1}, {one, 19, 1}, {one, 35, 2}, {uneven, 7, 1}, {uneven, 27, 2}, {six, 33, 1}};
+    for (const Case& job : cases)
+        for (Kind kind : {PACKED, TABLES}) {
+            residual_agrees(job, kind);
+            gate_agrees(job, kind);
+            for (u32 d : {64, 128}) heads_agree(job, kind, d);
+        }
+    heads_agree(cases[2], PACKED, 256);
+    printf("%ld values, the worst off by %.4f\n", values, worst);
+}
