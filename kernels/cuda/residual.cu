@@ -184,16 +184,14 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
     if (threadIdx.x == 0) args.norm.squares[(u64)row * args.norm.pieces + blockIdx.x] = sum;
 }
 
-// The same with B packed, for few adapters. Grid: columns / threads, rows / (8 groups). A warp has 32 columns of eight rows at a
+// The same with B packed, for few adapters. Grid: columns / 256, rows / (8 groups). A warp has 32 columns of eight rows at a
 // time.
-#define PACKED_WARPS 8
-
 template <bool ONE>
 DEVICE void add_packed(const ResidualArgs& args) {
-    __shared__ float sums[2][PACKED_WARPS][8];
+    __shared__ float sums[2][8][8];
     let_dependents_start();
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
-    const u32 first = blockIdx.x * blockDim.x + warp * PACKED_COLUMNS, i = first + 4 * g, width = packed_columns(args.norm.width);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    const u32 first = blockIdx.x * 256 + warp * PACKED_COLUMNS, i = first + 4 * g, width = packed_columns(args.norm.width);
     const bool inside = i < args.stride;
     // What lies past the last group is not used.
     const u32 columns[1] = {min(first, width - PACKED_COLUMNS)};
@@ -237,7 +235,7 @@ DEVICE void add_packed(const ResidualArgs& args) {
         if (threadIdx.x < rows) {
             float sum = 0.0f;
 #pragma unroll
-            for (u32 w = 0; w < PACKED_WARPS; w++) sum += w < warps ? sums[group % 2][w][threadIdx.x] : 0.0f;
+            for (u32 w = 0; w < 8; w++) sum += sums[group % 2][w][threadIdx.x];
             args.norm.squares[(u64)(row + threadIdx.x) * args.norm.pieces + blockIdx.x] = sum;
         }
     }
