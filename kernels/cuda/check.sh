@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every kernel for every architecture, without a GPU and without a CUDA toolkit, and runs those that multiply with B on
-# the CPU, where there is a C++ compiler. Fetches NVRTC once.
+# Compiles every kernel for every architecture, without a GPU and without a CUDA toolkit, and runs those that multiply with B and
+# attention of single rows on the CPU, where there is a C++ compiler. Fetches NVRTC once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=13.4.92
@@ -19,6 +19,9 @@ if ! command -v c++ >/dev/null; then
     echo "no C++ compiler (c++): the kernels were compiled, and none was run"
     exit
 fi
-c++ -std=c++20 -O1 -g -Wall -Wno-unknown-pragmas -Wno-unused-function -fsanitize=address,undefined -fno-sanitize-recover=all \
-    -o "${CARGO_TARGET_DIR:-target}/emulated-readers" kernels/tests/emulated/readers.cpp
-"${CARGO_TARGET_DIR:-target}/emulated-readers"
+for name in readers attention; do
+    binary=${CARGO_TARGET_DIR:-target}/emulated-$name
+    c++ -std=c++20 -O1 -g -Wall -Wno-unknown-pragmas -Wno-unused-function -fsanitize=address,undefined -fno-sanitize-recover=all \
+        -o "$binary" "kernels/tests/emulated/$name.cpp"
+    "$binary"
+done

@@ -232,15 +232,15 @@ DEVICE void store_result(const DecodeArgs& args, u32 row, u32 head, u32 i, const
 template <int D>
 DEVICE void attend(const DecodeArgs& args) {
     __shared__ Shared<D> shared;
-    const DecodeItem item = args.items[blockIdx.x];
+    const DecodeItem keys = args.items[blockIdx.x];
     let_dependents_start();
+    if (keys.end_key == 0) return;
     wait_for_primary();
-    if (item.end_key == 0) return;
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, d = args.cache.d;
     const u32 first_head = blockIdx.y * args.group + blockIdx.z * COLUMNS;
     const u32 heads = min(args.group - blockIdx.z * COLUMNS, (u32)COLUMNS);
     uint4 query[D / 32];
-    const u16* from = args.q + (u64)item.row * args.stride + (first_head + g) * d;
+    const u16* from = args.q + (u64)keys.row * args.stride + (first_head + g) * d;
 #pragma unroll
     for (u32 j = 0; j < D / 32; j++) {
         u32 i = 32 * j + 8 * q;
@@ -252,9 +252,10 @@ DEVICE void attend(const DecodeArgs& args) {
         run.acc[t][0] = run.acc[t][1] = run.acc[t][2] = run.acc[t][3] = 0.0f;
     run.max[0] = run.max[1] = -INFINITY_F;
     run.sum[0] = run.sum[1] = 0.0f;
-    run_keys<D>(args, item, query, run);
+    run_keys<D>(args, keys, query, run);
     share<D>(run, shared);
-
+    // Read again, so that it takes no registers meanwhile.
+    const DecodeItem item = args.items[blockIdx.x];
     const u32 all_heads = args.cache.kv_heads * args.group, pairs = d / 2;
     for (u32 at = threadIdx.x; at < heads * pairs; at += WARPS * 32) {
         u32 column = at / pairs, i = at % pairs * 2;
@@ -295,5 +296,5 @@ DEVICE void attend(const DecodeArgs& args) {
 }
 
 KERNEL(128, 1) decode64(const DecodeArgs args) { attend<64>(args); }
-KERNEL(128, 1) decode128(const DecodeArgs args) { attend<128>(args); }
+KERNEL(128, 4) decode128(const DecodeArgs args) { attend<128>(args); }
 KERNEL(128, 1) decode256(const DecodeArgs args) { attend<256>(args); }

@@ -1,7 +1,7 @@
 // Kernels of `cuda/` as plain C++, to be run where there is no GPU: a thread of a block is a thread of the CPU, and the blocks of
 // a grid run one after the other. In the place of `ptx.cuh`.
 //
-// It knows what the kernels with LoRA use: barriers of blocks and warps, exchanges within a warp, and products of fragments as
+// It knows what the kernels use that are run so: barriers of blocks and warps, exchanges within a warp, and products of fragments as
 // the PTX manual lays them out. It is slow and exact, and the sanitizers of a C++ compiler see every access.
 #pragma once
 
@@ -27,11 +27,15 @@ struct uint2 {
 struct alignas(16) uint4 {
     u32 x, y, z, w;
 };
+struct float2 {
+    float x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
 inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 #define DEVICE inline
@@ -64,21 +68,20 @@ inline void __syncwarp() { own_warp().meet.arrive_and_wait(); }
 template <class Kernel>
 void launch(Index grid, u32 threads, Kernel kernel) {
     gridDim = grid, blockDim = {threads, 1, 1};
-    for (u32 y = 0; y < grid.y; y++)
-        for (u32 x = 0; x < grid.x; x++) {
-            block_meet = std::make_unique<std::barrier<>>(threads);
-            block_warps.clear();
-            for (u32 w = 0; w < threads / 32; w++) block_warps.push_back(std::make_unique<Warp>());
-            std::vector<std::thread> running;
-            for (u32 t = 0; t < threads; t++)
-                running.emplace_back([=] {
-                    threadIdx = {t, 0, 0}, blockIdx = {x, y, 0};
-                    kernel();
-                    block_meet->arrive_and_drop();
-                    own_warp().meet.arrive_and_drop();
-                });
-            for (auto& thread : running) thread.join();
-        }
+    for (u32 block = 0; block < grid.x * grid.y * grid.z; block++) {
+        block_meet = std::make_unique<std::barrier<>>(threads);
+        block_warps.clear();
+        for (u32 w = 0; w < threads / 32; w++) block_warps.push_back(std::make_unique<Warp>());
+        std::vector<std::thread> running;
+        for (u32 t = 0; t < threads; t++)
+            running.emplace_back([=] {
+                threadIdx = {t, 0, 0}, blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
+                kernel();
+                block_meet->arrive_and_drop();
+                own_warp().meet.arrive_and_drop();
+            });
+        for (auto& thread : running) thread.join();
+    }
 }
 
 // What all lanes hand over, to each of them. No lane may have left.
@@ -124,12 +127,25 @@ inline u32 __reduce_or_sync(u32, u32 own) {
     });
 }
 
+inline u32 atomicAdd(u32* at, u32 x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
+inline void __threadfence() {}
 inline u32 __ffs(u32 x) { return __builtin_ffs(x); }
+inline u32 __byte_perm(u32 x, u32 y, u32 selector) {
+    const u64 bytes = (u64)y << 32 | x;
+    u32 all = 0;
+    for (u32 i = 0; i < 4; i++) all |= (u32)(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return all;
+}
+inline float exp2_approx(float x) { return std::exp2(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <class T>
 T __ldg(const T* p) {
+    return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
     return *p;
 }
 
@@ -167,6 +183,14 @@ inline void ldmatrix(u32 (&r)[4], const void* row) {
     exchange(row, [&](auto of_lane) {
         for (u32 i = 0; i < 4; i++) memcpy(&r[i], (const u8*)of_lane(8 * i + lane_id() / 4) + 4 * (lane_id() % 4), 4);
         return 0;
+    });
+}
+
+inline u32 transpose8(u32 x) {
+    return exchange(x, [](auto of_lane) {
+        const u32 g = lane_id() / 4, q = lane_id() % 4, shift = g % 2 * 16;
+        auto element = [&](u32 row) { return of_lane(4 * row + g / 2) >> shift & 0xffff; };
+        return element(2 * q) | element(2 * q + 1) << 16;
     });
 }
 
