@@ -1,5 +1,6 @@
-// The kernels that read a product and multiply h with B, against f64: with B packed, for one slot and for several, and with B in
-// the adapters' tables; and the kernel that lays adapters out for them.
+// The kernels that read a product, against f64: with what LoRA adds to it worked out before, and with h that they multiply with B
+// themselves: with B packed, for one slot and for several, and with B in the adapters' tables. And the kernel that lays adapters
+// out for them.
 //
 // Adapters lie side by side in rows, some rows have none; ranks fill slots, leave some of them over, or are missing.
 #include "check.hpp"
@@ -129,7 +130,7 @@ struct Site {
     u32 groups_of(u32 rows) const { return (job.rows + rows - 1) / rows; }
 };
 
-enum Kind { PACKED, TABLES };
+enum Kind { WORKED_OUT, PACKED, TABLES };
 
 // Sums of squares, and what rows are multiplied with for them.
 struct Factors {
@@ -149,9 +150,9 @@ struct Factors {
 };
 
 static void residual_agrees(const Case& job, Kind kind) {
-    const u32 width = 264, block = kind == PACKED ? 256 : 512, pieces = (width + block - 1) / block;
+    const u32 width = 264, block = kind == TABLES ? 512 : 256, pieces = (width + block - 1) / block;
     Site site(job, {width});
-    auto y = random_bf16(job.rows * site.stride(width));
+    auto y = random_bf16(job.rows * site.stride(width)), delta = random_bf16(y.size());
     auto residual = random_floats(job.rows * width), weight = random_floats(width), bias = random_floats(width);
     const auto before = residual;
     std::vector<u16> x(job.rows * width);
@@ -161,15 +162,20 @@ static void residual_agrees(const Case& job, Kind kind) {
     args.y = y.data(), args.bias = bias.data(), args.residual = residual.data(), args.weight = weight.data(), args.x = x.data();
     args.norm = {squares.data(), pieces, width, Factors::EPS, 1.0f / width};
     args.y_stride = site.stride(width), args.stride = width, args.rows = job.rows, args.groups = job.groups;
-    if (kind == TABLES)
+    args.columns = block;
+    if (kind == WORKED_OUT) {
+        args.delta = delta.data();
+        launch({pieces, job.rows, 1}, 256, [&] { ::residual(args); });
+    } else if (kind == TABLES)
         launch({pieces, job.rows, 1}, 128, [&] { residual_stacked(args); });
     else
         launch({pieces, site.groups_of(8 * job.groups), 1}, 256, [&] { site.slots == 1 ? residual_one(args) : residual_packed(args); });
     for (u32 row = 0; row < job.rows; row++) {
         double total = 0, found = 0;
         for (u32 c = 0; c < width; c++) {
-            const double product = value(y[row * args.y_stride + c]) + site.delta(y.data(), width, row, 0, c);
-            const double v = before[row * width + c] + product + bias[c];
+            const u32 at = row * args.y_stride + c;
+            const double added = kind == WORKED_OUT ? value(delta[at]) : site.delta(y.data(), width, row, 0, c);
+            const double v = before[row * width + c] + value(y[at]) + added + bias[c];
             expect("residual", v, residual[row * width + c]);
             expect("x", v * weight[c], value(x[row * width + c]));
             total += v * v;
@@ -183,7 +189,7 @@ static void gate_agrees(const Case& job, Kind kind) {
     const u32 ffn = 136;
     Site site(job, {ffn, ffn});
     Factors factors(job.rows);
-    auto y = random_bf16(job.rows * site.stride(2 * ffn));
+    auto y = random_bf16(job.rows * site.stride(2 * ffn)), delta = random_bf16(y.size());
     auto bias = random_floats(2 * ffn);
     std::vector<u16> out(job.rows * ffn);
     GatedArgs args{};
@@ -192,7 +198,10 @@ static void gate_agrees(const Case& job, Kind kind) {
     args.y_stride = site.stride(2 * ffn), args.out_stride = ffn, args.ffn = ffn, args.rows = job.rows, args.groups = job.groups;
     args.norm = factors.norm();
     args.row_warps = job.rows <= 8 ? 0 : job.rows <= 16 ? 1 : 2;
-    if (kind == TABLES) {
+    if (kind == WORKED_OUT) {
+        args.delta = delta.data();
+        launch({1, job.rows, 1}, 256, [&] { gated_mlp(args); });
+    } else if (kind == TABLES) {
         launch({(ffn + 255) / 256, site.groups_of(8), 1}, 128, [&] { gated_mlp_stacked(args); });
     } else {
         const u32 columns = PACKED_COLUMNS * (4 >> args.row_warps), rows = 8 * job.groups << args.row_warps;
@@ -203,8 +212,9 @@ static void gate_agrees(const Case& job, Kind kind) {
         for (u32 c = 0; c < ffn; c++) {
             double both[2];
             for (u32 p = 0; p < 2; p++) {
-                const double product = value(y[row * args.y_stride + p * ffn + c]) + site.delta(y.data(), 2 * ffn, row, p, c);
-                both[p] = factors.of_row(row) * product + bias[p * ffn + c];
+                const u32 at = row * args.y_stride + p * ffn + c;
+                const double added = kind == WORKED_OUT ? value(delta[at]) : site.delta(y.data(), 2 * ffn, row, p, c);
+                both[p] = factors.of_row(row) * (value(y[at]) + added) + bias[p * ffn + c];
             }
             expect("gate", both[0] / (1 + std::exp(-both[0])) * both[1], value(out[row * ffn + c]));
         }
@@ -214,7 +224,7 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
     const u32 heads = 2, outputs = 4 * d, positions = 64, block = 16;
     Site site(job, {heads * d, d, d});
     Factors factors(job.rows);
-    auto y = random_bf16(job.rows * site.stride(outputs));
+    auto y = random_bf16(job.rows * site.stride(outputs)), delta = random_bf16(y.size());
     auto bias = random_floats(outputs), q_norm = random_floats(d), k_norm = random_floats(d), rope = random_floats(positions * d);
     std::vector<u32> position, slot;
     for (u32 row = 0; row < job.rows; row++) {
@@ -230,7 +240,10 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
     args.y_stride = site.stride(outputs), args.q_stride = heads * d, args.heads = heads, args.kv_heads = 1;
     args.d = args.d_padded = d, args.block_size = block, args.eps = Factors::EPS, args.rows = job.rows, args.groups = job.groups;
     args.lora = site.lora(y.data(), outputs), args.norm = factors.norm();
-    if (kind == TABLES)
+    if (kind == WORKED_OUT) {
+        args.delta = delta.data();
+        launch({heads + 2, site.groups_of(4), 1}, 128, [&] { qkv(args); });
+    } else if (kind == TABLES)
         launch({heads + 2, site.groups_of(4), 1}, 128, [&] { qkv_stacked(args); });
     else
         launch({heads + 2, site.groups_of(8 * job.groups), 1}, d / 2, [&] { site.slots == 1 ? qkv_one(args) : qkv_packed(args); });
@@ -241,8 +254,9 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
             std::vector<double> x(d);
             double sum = 0;
             for (u32 c = 0; c < d; c++) {
-                const double product = value(y[row * args.y_stride + head * d + c]) + site.delta(y.data(), outputs, row, part, own * d + c);
-                x[c] = factors.of_row(row) * product + bias[head * d + c];
+                const u32 at = row * args.y_stride + head * d + c;
+                const double added = kind == WORKED_OUT ? value(delta[at]) : site.delta(y.data(), outputs, row, part, own * d + c);
+                x[c] = factors.of_row(row) * (value(y[at]) + added) + bias[head * d + c];
                 sum += x[c] * x[c];
             }
             const float* norm = part == 0 ? args.q_norm : part == 1 ? args.k_norm : 0;
@@ -262,7 +276,9 @@ int main() {
     const std::vector<std::vector<u32>> six = {{16, 16, 16}, {8, 8, 8}, {16, 0, 2}, {16, 16, 16}, {16, 5, 16}, {1, 1, 1}};
     const Case cases[] = {{one, 1, 1}, {one, 19, 1}, {one, 35, 2}, {uneven, 7, 1}, {uneven, 27, 2}, {six, 33, 1}};
     for (const Case& job : cases)
-        for (Kind kind : {PACKED, TABLES}) {
+        for (Kind kind : {WORKED_OUT, PACKED, TABLES}) {
+            // To those that get what LoRA adds the adapters make no difference.
+            if (kind == WORKED_OUT && job.ranks != one) continue;
             residual_agrees(job, kind);
             gate_agrees(job, kind);
             for (u32 d : {64, 128}) heads_agree(job, kind, d);
