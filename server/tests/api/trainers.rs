@@ -245,10 +245,11 @@ async fn sglangs_prompts_have_adapters_of_their_own() {
 #[tokio::test]
 async fn sglangs_streams_repeat_all_that_has_come() {
     let llm = load(|_| {});
+    // So many that whoever reads late still finds some to come.
     let body = |stream: bool| {
         json!({
             "text": "Once upon a time", "lora_path": "pirate", "return_logprob": true, "rid": "mine",
-            "sampling_params": {"max_new_tokens": 12, "temperature": 0, "ignore_eos": true}, "stream": stream,
+            "sampling_params": {"max_new_tokens": 200, "temperature": 0, "ignore_eos": true}, "stream": stream,
         })
     };
     let mut whole = call(&llm, "/generate", body(false)).await.json();
