@@ -1,6 +1,6 @@
 """Draws what `gpu bench` wrote: python3 tests/gpu_chart.py tests/gpu.json tests/gpu.svg
 
-Bars: tokens/s of decode steps by rows and distinct adapters, as multiples of vLLM's. Above each its share of the base.
+Bars: tokens/s of decode steps by rows and distinct adapters, as multiples of vLLM's. Below each its share of the base.
 """
 
 import json

@@ -217,25 +217,6 @@ DEVICE void load_h(u32 (&h)[2], const Lora& lora, const LoraPart& part, u32 row,
     h[1] = k + 8 < stride ? *(const u32*)(from + 8) : 0;
 }
 
-// Ends rows 2 q and 2 q + 1 of eight from `row` on.
-DEVICE void finish_two(const GatedArgs& args, const Raw (&raw)[2], const LoraPart (&own)[2], float of_x, u32 row, u32 rows,
-                       u32 i, const float (&delta)[2][4][4]) {
-    const u32 q = threadIdx.x % 4;
-#pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
-        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
-        const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
-        float gate[8], up[8];
-#pragma unroll
-        for (u32 k = 0; k < 8; k++) {
-            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
-            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
-        }
-        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, factor, gate, up, true);
-    }
-}
-
 // With LoRA where A lies below W; ffn is a multiple of eight. Grid: columns / 256, rows / 8. A warp has 64 columns, a lane eight
 // of them in two rows; adapters are taken one after the other while B of the next is under way.
 KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
@@ -289,7 +270,20 @@ KERNEL(128, 4) gated_mlp_stacked(const GatedArgs args) {
         }
         turn.next(own);
     }
-    finish_two(args, raw, own, factors.finish(args.norm, row, rows), row, rows, i, delta);
+    const float of_x = factors.finish(args.norm, row, rows);
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        const float gate_scale = __shfl_sync(FULL_WARP, own[0].scale, 2 * q + r);
+        const float up_scale = __shfl_sync(FULL_WARP, own[1].scale, 2 * q + r);
+        const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+        float gate[8], up[8];
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) {
+            gate[k] = delta[0][k / 2][2 * (k % 2) + r] * gate_scale;
+            up[k] = delta[1][k / 2][2 * (k % 2) + r] * up_scale;
+        }
+        if (2 * q + r < rows && i < args.ffn) raw[r].finish(args, row + 2 * q + r, i, factor, gate, up, true);
+    }
 }
 
 // The same with B packed, for few adapters. Grid: columns, rows. Of a block's warps 2^`row_warps` have the same 32 columns of

@@ -101,10 +101,3 @@ struct Packed {
 
     DEVICE float scale_of(u32 row, u32 part = 0) const { return __shfl_sync(FULL_WARP, scale[part], row); }
 };
-
-// Four elements of a row.
-DEVICE void widen4(uint2 raw, float (&v)[4]) {
-    v[0] = low_f32(raw.x), v[1] = high_f32(raw.x), v[2] = low_f32(raw.y), v[3] = high_f32(raw.y);
-}
-
-DEVICE void store4(u16* p, const float (&v)[4]) { *(uint2*)p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])); }

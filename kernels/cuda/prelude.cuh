@@ -1,4 +1,4 @@
-// What all kernels share: bf16 in registers, loads of eight elements, sums over warps.
+// What all kernels share: bf16 in registers, loads of eight elements and of four, sums over warps.
 #pragma once
 
 #define FULL_WARP 0xffffffffu
@@ -40,6 +40,18 @@ DEVICE void store8(u16* p, int valid, const float (&v)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++)
         if (i < valid) p[i] = to_bf16(v[i]);
+}
+
+// Four elements whose row is a multiple of four.
+DEVICE void widen4(uint2 raw, float (&v)[4]) {
+    v[0] = low_f32(raw.x), v[1] = high_f32(raw.x), v[2] = low_f32(raw.y), v[3] = high_f32(raw.y);
+}
+
+DEVICE void store4(u16* p, const float (&v)[4]) { *(uint2*)p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])); }
+
+DEVICE void load_floats(const float* from, float (&v)[4]) {
+    const float4 four = *(const float4*)from;
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
 }
 
 DEVICE float warp_sum(float x) {

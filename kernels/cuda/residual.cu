@@ -18,11 +18,6 @@ struct ResidualArgs {
     u32 unused;
 };
 
-DEVICE void load_floats(const float* from, float (&v)[4]) {
-    const float4 four = *(const float4*)from;
-    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
-}
-
 // Four columns of a row of y.
 struct Product {
     uint2 raw;
@@ -30,8 +25,10 @@ struct Product {
     DEVICE void load(const u16* from) { raw = *(const uint2*)from; }
 
     DEVICE void add_to(float (&v)[4]) const {
-        v[0] += low_f32(raw.x), v[1] += high_f32(raw.x);
-        v[2] += low_f32(raw.y), v[3] += high_f32(raw.y);
+        float own[4];
+        widen4(raw, own);
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) v[k] += own[k];
     }
 };
 

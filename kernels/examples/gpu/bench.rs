@@ -65,20 +65,10 @@ impl Bench {
         );
         let mut comma = "";
         for batch in BATCHES {
-            // In turns, since clocks drift.
-            let mut cells: Vec<(usize, Vec<f64>)> = DISTINCT
-                .into_iter()
-                .filter(|&distinct| distinct <= batch)
-                .map(|distinct| (distinct, Vec::new()))
-                .collect();
-            for _ in 0..TURNS {
-                for (distinct, times) in &mut cells {
-                    times.push(self.decode(batch, *distinct, DECODES)?);
-                }
-            }
-            let base = median(&mut cells[0].1);
-            for (distinct, mut times) in cells {
-                let ms = median(&mut times);
+            let distinct: Vec<_> = DISTINCT.into_iter().filter(|&n| n <= batch).collect();
+            let times = self.in_turns(batch, &distinct)?;
+            let base = times[0];
+            for (distinct, ms) in distinct.into_iter().zip(times) {
                 let (rate, share) = (batch as f64 / ms * 1e3, base / ms);
                 println!(
                     "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms {rate:7.0} tokens/s {share:.3} of base"
@@ -119,18 +109,25 @@ impl Bench {
 
     /// What they cost with `distinct` of them over `batch` rows.
     pub(crate) fn cost(&mut self, (batch, distinct): (usize, usize)) -> Result<()> {
-        let (mut bases, mut times) = (Vec::new(), Vec::new());
-        for _ in 0..TURNS {
-            bases.push(self.decode(batch, 0, DECODES)?);
-            times.push(self.decode(batch, distinct, DECODES)?);
-        }
-        let (base, ms) = (median(&mut bases), median(&mut times));
+        let times = self.in_turns(batch, &[0, distinct])?;
+        let (base, ms) = (times[0], times[1]);
         println!(
             "decode {batch:3} rows {distinct:2} adapters {ms:7.3} ms, {:+.3} ms, {:.3} of base",
             ms - base,
             base / ms
         );
         Ok(())
+    }
+
+    /// Median milliseconds of a step for each number of adapters. In turns, since clocks drift.
+    fn in_turns(&mut self, batch: usize, distinct: &[usize]) -> Result<Vec<f64>> {
+        let mut times = vec![Vec::new(); distinct.len()];
+        for _ in 0..TURNS {
+            for (times, &distinct) in times.iter_mut().zip(distinct) {
+                times.push(self.decode(batch, distinct, DECODES)?);
+            }
+        }
+        Ok(times.iter_mut().map(|times| median(times)).collect())
     }
 
     /// Seconds for prompts of `batch` sequences, in steps of at most [`ROWS`] rows.

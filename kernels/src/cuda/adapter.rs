@@ -18,7 +18,7 @@ use crate::weights::{
 };
 
 /// Places for parts in a site; some stay empty.
-const PARTS: usize = 3;
+pub(super) const PARTS: usize = 3;
 /// Places for parts in a layer.
 const LAYER_PARTS: usize = Site::ALL.len() * PARTS;
 

@@ -1,5 +1,7 @@
 //! The operations of a layer but attention.
 
+use cudarc::driver::CudaFunction;
+
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
@@ -162,10 +164,10 @@ impl CudaBackend {
             norm: self.norm_of(op.x),
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let several = usize::from(self.step.stacked > 1);
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if fits_packed(d) && self.packs() => {
-                (&self.kernels.qkv_packed[several], GROUP_ROWS * self.groups(), d / 2)
+                let kernel = self.for_slots(&self.kernels.qkv_packed);
+                (kernel, GROUP_ROWS * self.groups(), d / 2)
             }
             Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS, 128),
             _ => (&self.kernels.qkv, QKV_ROWS, 128),
@@ -186,10 +188,10 @@ impl CudaBackend {
         args.y_stride = queued.y_stride as u32;
         args.delta = queued.delta;
         args.bias = op.weight.bias();
-        let several = usize::from(self.step.stacked > 1);
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                (&self.kernels.residual_packed[several], GROUP_ROWS * self.groups(), NORM_COLUMNS)
+                let kernel = self.for_slots(&self.kernels.residual_packed);
+                (kernel, GROUP_ROWS * self.groups(), NORM_COLUMNS)
             }
             Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
             _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
@@ -204,6 +206,11 @@ impl CudaBackend {
     fn packs(&self) -> bool {
         let slots = self.step.stacked;
         slots == 1 || slots <= PACKED_SLOTS && slots > 0 && self.step.counts.rows >= 4 * slots
+    }
+
+    /// The one of a pair of those kernels that is for as many slots as the step has.
+    fn for_slots<'a>(&self, [one, several]: &'a [CudaFunction; 2]) -> &'a CudaFunction {
+        if self.step.stacked == 1 { one } else { several }
     }
 
     /// Groups of rows that a warp of those kernels takes.
@@ -232,13 +239,13 @@ impl CudaBackend {
             groups: self.groups() as u32,
             row_warps: row_warps.ilog2(),
         };
-        let several = usize::from(self.step.stacked > 1);
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
                 let columns = GATED_WARPS / row_warps * PACKED_COLUMNS;
                 let block = row_warps * GROUP_ROWS * self.groups();
                 let grid = [ffn.div_ceil(columns), rows.div_ceil(block), 1];
-                (&self.kernels.gated_mlp_packed[several], Shape::early(grid, 32 * GATED_WARPS))
+                let kernel = self.for_slots(&self.kernels.gated_mlp_packed);
+                (kernel, Shape::early(grid, 32 * GATED_WARPS))
             }
             Pending::Stacked => {
                 let grid = [ffn.div_ceil(STACKED_COLUMNS), rows.div_ceil(STACKED_ROWS), 1];

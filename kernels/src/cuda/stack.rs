@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::CudaBackend;
-use super::adapter::{Adapter, Resident};
+use super::adapter::{Adapter, PARTS, Resident};
 use super::error::check_below;
 use super::gpu::{Gpu, Shape};
 use super::kernel_args::Stack as StackArgs;
@@ -30,8 +30,6 @@ const PLACE_WORDS: usize = 10;
 const INPUTS: usize = 4;
 const LANES: usize = 5;
 const WIDTHS: usize = 6;
-/// Parts that it has room for.
-const PARTS: usize = 3;
 /// Slots that have B laid out, at most, and what the laying out is made for; the bytes in front of the first slot
 /// (`packed.cuh`).
 pub(super) const PACKED_SLOTS: usize = 8;
@@ -47,7 +45,7 @@ pub(super) fn usable(slots: usize) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Stack {
     /// By [`Site::slot`](crate::Site::slot).
-    weights: Vec<Option<(Arc<Block>, Block)>>,
+    weights: Vec<Option<Known>>,
     places: Vec<[u32; PLACE_WORDS]>,
     /// The same on the device.
     table: Workspace,
@@ -56,6 +54,14 @@ pub(super) struct Stack {
     slots: Slots<Weak<Resident>>,
     wanted: Vec<(Weak<Resident>, usize)>,
     fresh: Vec<usize>,
+}
+
+/// A weight that was told of.
+#[derive(Debug)]
+struct Known {
+    weight: Arc<Block>,
+    /// Room for B of its first slots.
+    packed: Block,
 }
 
 impl Stack {
@@ -89,24 +95,24 @@ impl Stack {
         for (word, &width) in words[WIDTHS..].iter_mut().zip(&weight.widths) {
             *word = width as u32;
         }
-        self.weights[at] = Some((weight.weight.clone(), packed));
+        self.weights[at] = Some(Known { weight: weight.weight.clone(), packed });
         // Nothing lies below this one.
         self.slots = Slots::default();
         self.sent = false;
         Ok(())
     }
 
-    fn at(&self, place: Place) -> Option<&(Arc<Block>, Block)> {
+    fn known(&self, place: Place) -> Option<&Known> {
         self.weights.get(place.site.slot(place.layer))?.as_ref()
     }
 
     fn knows(&self, place: Place, weight: &Linear) -> bool {
-        self.at(place).is_some_and(|(known, _)| Arc::ptr_eq(known, &weight.weight))
+        self.known(place).is_some_and(|known| Arc::ptr_eq(&known.weight, &weight.weight))
     }
 
     /// Where B of the first slots is laid out.
     pub(super) fn packed(&self, place: Place) -> u64 {
-        self.at(place).map_or(0, |(_, packed)| packed.address())
+        self.known(place).map_or(0, |known| known.packed.address())
     }
 
     /// Whether there is a weight with room at every site of a model of so many.
@@ -150,8 +156,7 @@ impl CudaBackend {
         self.step.stacked = size;
         for segment in &mut self.step.lora {
             let key = segment.adapter.resident();
-            let slot = stack.slots.of(|held| held.ptr_eq(&key));
-            (segment.slot, segment.slots) = slot.map_or((0, 0), |slots| (slots.start, slots.len()));
+            segment.slots = stack.slots.of(|held| held.ptr_eq(&key)).unwrap_or_default();
         }
         if stack.fresh.is_empty() {
             return Ok(());
@@ -180,8 +185,8 @@ impl CudaBackend {
             let args = StackArgs {
                 sites: segment.adapter.table(),
                 places: stack.table.address(),
-                slot: segment.slot as u32,
-                slots: segment.slots as u32,
+                slot: segment.slots.start as u32,
+                slots: segment.slots.len() as u32,
                 packed: self.slots.min(PACKED_SLOTS) as u32,
                 unused: 0,
             };

@@ -3,6 +3,8 @@
 //! Places of the parts depend on the counts in [`Counts`] alone, so a captured graph finds them in every step that it
 //! serves. Block tables, whose length varies, come last.
 
+use std::ops::Range;
+
 use super::adapter::Adapter;
 use super::error::{check, check_below, mismatch};
 use crate::args::{KvShape, RowToken, SequenceSpan, Step};
@@ -69,9 +71,8 @@ impl Counts {
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) adapter: Adapter,
-    /// The first slot of its adapter, where adapters lie below the weights.
-    pub(super) slot: usize,
-    pub(super) slots: usize,
+    /// The slots of its adapter, where adapters lie below the weights.
+    pub(super) slots: Range<usize>,
     first: usize,
     rows: usize,
 }
@@ -166,7 +167,7 @@ impl StepState {
                 *most = (*most).max(site.as_ref().map_or(0, |site| site.lanes));
             }
             let adapter = segment.adapter.clone();
-            self.lora.push(Segment { adapter, slot: 0, slots: 0, first, rows: count });
+            self.lora.push(Segment { adapter, slots: 0..0, first, rows: count });
         }
         Ok(())
     }
@@ -300,7 +301,7 @@ fn each_tile(
     let mut row = 0;
     for segment in segments {
         cut(0, 0, row, segment.first - row);
-        let slots = segment.slot | segment.slots << 8;
+        let slots = segment.slots.start | segment.slots.len() << 8;
         cut(segment.adapter.table(), slots, segment.first, segment.rows);
         row = segment.first + segment.rows;
     }
