@@ -57,7 +57,7 @@ async fn weather(seconds: u64, more: &[&str]) -> f64 {
         "--max-num-seqs",
         "48",
         "--max-loras",
-        "5",
+        "3",
         "--max-lora-rank",
         "8",
         "--max-model-len",
