@@ -80,14 +80,14 @@ impl HostData {
         }
     }
 
-    /// Whether none is NaN or infinite.
+    /// Whether none is NaN, infinite or so large that it becomes infinite in bf16, as which a device may keep it.
     pub fn is_finite(&self) -> bool {
         match self.elements() {
-            Elements::F32(values) => all(values, |value| value.is_finite()),
+            Elements::F32(values) => all(values, is_finite_in_bf16),
             Elements::Bf16(values) => all(values, |value| value.is_finite()),
             Elements::F16(values) => all(values, |value| value.is_finite()),
             Elements::F32Bytes(values) => {
-                all(values, |value| f32::from_le_bytes(value).is_finite())
+                all(values, |value| is_finite_in_bf16(f32::from_le_bytes(value)))
             }
             Elements::Bf16Bytes(values) => {
                 all(values, |value| bf16::from_le_bytes(value).is_finite())
@@ -98,6 +98,12 @@ impl HostData {
             Elements::Int8(blocks) => all(&blocks.scales, |value| value.is_finite()),
         }
     }
+}
+
+/// Half a step above the largest bf16, it and what lies beyond round to infinity.
+fn is_finite_in_bf16(value: f32) -> bool {
+    const TOO_LARGE: u32 = 0x7F7F_8000;
+    value.abs().to_bits() < TOO_LARGE
 }
 
 /// Whether `holds` of all of them; without an early end inside a block, so that a block is a few vector instructions.

@@ -27,7 +27,9 @@ fn stored_elements_are_whole_and_as_many_as_the_shape_says() {
 fn one_value_that_is_not_finite_is_found_anywhere() {
     for count in [1, 1024, 1025, 5000] {
         for bad in [0, count / 2, count - 1] {
-            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            // The least that rounds to infinity in bf16.
+            let too_large = f32::from_bits(0x7F7F_8000);
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::MAX, too_large] {
                 let mut values = vec![1.0; count];
                 let check = |values: &[f32]| {
                     let halves = || values.iter().map(|&v| bf16::from_f32(v));
@@ -48,6 +50,8 @@ fn one_value_that_is_not_finite_is_found_anywhere() {
                 assert_eq!(check(&values), [true; 6]);
                 values[bad] = value;
                 assert_eq!(check(&values), [false; 6], "{value} at {bad} of {count}");
+                values[bad] = too_large.next_down();
+                assert_eq!(check(&values), [true, true, false, true, true, false]);
             }
         }
     }
