@@ -139,6 +139,9 @@ pub trait Backend: Debug + Send + 'static {
         Ok(())
     }
 
+    /// Gives the device memory back that is kept for adapters to come. No step is under way.
+    fn release_memory(&mut self) {}
+
     /// Takes the step's metadata; the slices are not needed afterwards. Tickets of steps before may still be out.
     fn begin_step(&mut self, step: &Step<'_, Self::Adapter>) -> Result<StepMode>;
 

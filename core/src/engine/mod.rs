@@ -168,6 +168,7 @@ impl Engine {
                 let mut evicted = Vec::new();
                 let bytes = self.scheduler.evict_idle_adapters(&mut evicted);
                 self.runner.evict(&evicted);
+                self.runner.release_memory();
                 let _ = done.send(bytes);
             }
             Command::Pause(_, done) if self.stopping => {

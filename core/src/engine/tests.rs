@@ -80,6 +80,8 @@ impl Runner for Counting {
 
     fn evict(&mut self, _generations: &[u64]) {}
 
+    fn release_memory(&mut self) {}
+
     fn release_unused_adapters(&mut self) {}
 }
 

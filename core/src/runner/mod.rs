@@ -46,6 +46,9 @@ pub trait Runner: Debug + Send {
     /// Takes these generations off the device; no step under way uses them.
     fn evict(&mut self, generations: &[u64]);
 
+    /// Gives the device memory back that is kept for adapters to come. No step is under way.
+    fn release_memory(&mut self);
+
     /// Frees what the device holds of adapters that nobody else holds.
     fn release_unused_adapters(&mut self);
 }

@@ -59,8 +59,14 @@ impl<B: Backend> ModelRunner<B> {
         })
     }
 
+    /// Has it copied unless it has been already. One whose copy failed is copied anew.
     fn make_resident(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
-        if !self.residents.contains_key(&adapter.generation) {
+        let backend = &self.backend;
+        let is_lost = |resident: &Resident<B>| {
+            backend.has_arrived(&resident.weights)
+                && backend.wait_for_adapter(&resident.weights).is_err()
+        };
+        if self.residents.get(&adapter.generation).is_none_or(is_lost) {
             let weights = self.backend.upload_adapter(&adapter.packed)?;
             let resident = Resident { adapter: Arc::downgrade(adapter), weights };
             self.residents.insert(adapter.generation, resident);
@@ -171,6 +177,10 @@ impl<B: Backend> Runner for ModelRunner<B> {
         for generation in generations {
             self.residents.remove(generation);
         }
+    }
+
+    fn release_memory(&mut self) {
+        self.backend.release_memory();
     }
 
     fn release_unused_adapters(&mut self) {

@@ -1,6 +1,6 @@
 //! Adapters: packed on the host as one block, resident as one block with a table of its sites.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::CudaEvent;
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
@@ -9,6 +9,7 @@ use super::copier::Copier;
 use super::error::{Context as _, check};
 use super::gpu::Gpu;
 use super::memory::{Block, Number, padded};
+use super::spares::Spares;
 use super::staging::Staging;
 use super::weights::write_rows;
 use crate::backend::AdapterPacker;
@@ -138,31 +139,43 @@ pub(super) struct Resident {
 impl Drop for Resident {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
-            self.room.free.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+            self.room.lock().put(block.bytes(), block);
         }
     }
 }
 
-/// Memory of adapters that are gone, for others of the same size: a reload in place neither allocates nor waits.
+/// The device's memory for adapters, of those that are gone too.
 #[derive(Debug, Default)]
 pub(super) struct AdapterRoom {
-    free: Mutex<Vec<Block>>,
+    spares: Mutex<Spares<Block>>,
 }
 
 impl AdapterRoom {
-    /// A block of that size, new or used before. Where memory is short everything that is free goes back first.
+    /// A block of that size, new or used before.
     fn take(&self, gpu: &Arc<Gpu>, bytes: usize) -> Result<Block> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = free.iter().position(|block| block.bytes() == bytes) {
-            return Ok(free.swap_remove(index));
+        let mut spares = self.lock();
+        if let Some(block) = spares.take(bytes) {
+            return Ok(block);
         }
-        match Block::new(gpu, bytes, "an adapter") {
-            Err(KernelError::OutOfMemory { .. }) if !free.is_empty() => {
-                free.clear();
-                Block::new(gpu, bytes, "an adapter")
+        spares.make_way(bytes);
+        let block = match Block::new(gpu, bytes, "an adapter") {
+            Err(KernelError::OutOfMemory { .. }) if !spares.is_empty() => {
+                spares.clear();
+                Block::new(gpu, bytes, "an adapter")?
             }
-            other => other,
-        }
+            other => other?,
+        };
+        spares.count(bytes);
+        Ok(block)
+    }
+
+    /// Gives the device back what no adapter uses.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Spares<Block>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -91,12 +91,15 @@ impl CudaBackend {
         let items = most_items(self.step.counts, self.graphs.largest(), self.split());
         let columns = (heads / kv_heads).div_ceil(DECODE_HEADS) * kv_heads;
         let what = "partial results of attention";
-        let moved = [
-            self.work.sums.reserve(&self.gpu, items * heads * op.kv.d_padded * 4, what)?,
-            self.work.stats.reserve(&self.gpu, items * heads * 2 * 4, what)?,
-            self.work.arrived.reserve(&self.gpu, items * columns * 4, what)?,
-        ];
-        if moved.contains(&true) { self.graphs.forget() } else { Ok(()) }
+        let work = &mut self.work;
+        for (room, words) in [
+            (&mut work.sums, items * heads * op.kv.d_padded),
+            (&mut work.stats, items * heads * 2),
+            (&mut work.arrived, items * columns),
+        ] {
+            self.graphs.make_room(room, words * 4, what)?;
+        }
+        Ok(())
     }
 
     /// Sends the tiles of sequences with several rows, once a step. Returns how many there are.

@@ -1,5 +1,6 @@
 //! The thread that copies adapters to the device, so that no step waits for a copy.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -43,7 +44,13 @@ fn run(gpu: &Gpu, mut staging: Staging, adapters: &Receiver<Arc<Resident>>) {
     let bound = gpu.bind();
     for adapter in adapters {
         match &bound {
-            Ok(()) => adapter.copy(&mut staging),
+            Ok(()) => {
+                // Whoever waits for it would wait for ever.
+                let copied = catch_unwind(AssertUnwindSafe(|| adapter.copy(&mut staging)));
+                if copied.is_err() {
+                    adapter.give_up("the copy to the device panicked");
+                }
+            }
             Err(error) => adapter.give_up(&error.to_string()),
         }
     }

@@ -34,7 +34,10 @@ const READ: usize = 128 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
 const MOST_PLANS: usize = 2048;
 
-/// Addresses of x, W and y, each at a multiple of 256.
+/// What addresses of operands are multiples of.
+const ALIGNED: usize = 256;
+
+/// Addresses of x, W and y, each at a multiple of [`ALIGNED`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operands {
     pub(super) x: u64,
@@ -114,11 +117,12 @@ impl Gemm {
         }
         // Other weights of the same shape, whatever they are.
         let others = if bytes < READ { READ / bytes } else { 0 };
-        let Ok(memory) = Block::new(&self.gpu, others * bytes, "timing matrix products") else {
+        let apart = bytes.next_multiple_of(ALIGNED);
+        let Ok(memory) = Block::new(&self.gpu, others * apart, "timing matrix products") else {
             return Ok(plan);
         };
         let mut weights: Vec<_> =
-            (0..others).map(|other| memory.address() + (other * bytes) as u64).collect();
+            (0..others).map(|other| memory.address() + (other * apart) as u64).collect();
         weights.push(operands.weight);
         let mut timed: Vec<_> = algorithms.into_iter().map(|it| (f32::INFINITY, it)).collect();
         // In turns, since clocks drift.

@@ -13,6 +13,7 @@ use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXE
 
 use super::error::Context as _;
 use super::gpu::Gpu;
+use super::memory::Workspace;
 use super::stack::SLOT_RANKS;
 use super::step::{Counts, StepState};
 use crate::error::{KernelError, Result};
@@ -77,6 +78,8 @@ pub(super) struct Graphs {
     /// Ascending row counts that steps are padded to; none switches graphs off.
     sizes: Vec<usize>,
     stages: HashMap<Form, Stage>,
+    /// The form of a step that runs as issued, and whose memory is there once it is through.
+    warming: Option<Form>,
     recording: Option<Form>,
 }
 
@@ -92,7 +95,7 @@ impl Debug for Graphs {
 impl Graphs {
     pub(super) fn new(gpu: &Arc<Gpu>, mut sizes: Vec<usize>) -> Self {
         sizes.sort_unstable();
-        Self { gpu: gpu.clone(), sizes, stages: HashMap::new(), recording: None }
+        Self { gpu: gpu.clone(), sizes, stages: HashMap::new(), warming: None, recording: None }
     }
 
     /// The largest row count that is captured.
@@ -112,7 +115,7 @@ impl Graphs {
         let form = Form::of(step, size);
         match self.stages.get(&form) {
             None => {
-                self.stages.insert(form, Stage::Seen);
+                self.warming = Some(form);
                 Start::Warm(form)
             }
             Some(Stage::Seen) => Start::Record(form),
@@ -128,8 +131,11 @@ impl Graphs {
         Ok(())
     }
 
-    /// Ends a recording, if there is one, and runs it.
+    /// All of a step has been issued. If it was recorded it runs now.
     pub(super) fn finish(&mut self) -> Result<()> {
+        if let Some(form) = self.warming.take() {
+            self.stages.insert(form, Stage::Seen);
+        }
         let Some(form) = self.recording.take() else { return Ok(()) };
         let graph = self.gpu.compute.end_capture(Flags(0)).during("ending a graph")?;
         let graph =
@@ -146,12 +152,28 @@ impl Graphs {
         Ok(true)
     }
 
-    /// Throws a recording away that was not finished.
+    /// Forgets a step that was not finished.
     pub(super) fn abandon(&mut self) {
+        self.warming = None;
         if self.recording.take().is_some() {
             // The capture is over whatever this says.
             let _ = self.gpu.compute.end_capture(Flags(0));
         }
+    }
+
+    /// Makes room of at least `bytes` bytes that graphs know the address of: where it moves, or is lost because there is no
+    /// memory for more, they are forgotten.
+    pub(super) fn make_room(
+        &mut self,
+        room: &mut Workspace,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<()> {
+        let moved = room.reserve(&self.gpu, bytes, what);
+        if !matches!(moved, Ok(false)) {
+            self.forget()?;
+        }
+        moved.map(|_| ())
     }
 
     /// Forgets all graphs, because memory that they use has moved.

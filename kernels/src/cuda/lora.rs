@@ -74,11 +74,9 @@ impl CudaBackend {
         let rows = product_rows(self.step.counts.rows);
         let (inputs, outputs) = (padded(weight.inputs), padded(weight.outputs));
         let most = product_rows(self.most_rows.max(rows));
-        let y = &mut self.work.products;
         let widest = outputs + self.slots * weight.slot_lanes;
-        if y.reserve(&self.gpu, most * widest * 2, "matrix products")? {
-            self.graphs.forget()?;
-        }
+        let y = &mut self.work.products;
+        self.graphs.make_room(y, most * widest * 2, "matrix products")?;
         let y = self.work.products.address();
         let stacked = self.stacked_lanes(place, weight);
         let lanes = self.step.lanes[place.site as usize];
@@ -109,16 +107,18 @@ impl CudaBackend {
         // Where rows are many, what LoRA adds to gate and up takes longer to write and read than to work out twice.
         let fused = place.site == Site::GateUp && self.step.counts.rows > MOST_SMALL;
         if lanes > 0 {
+            if !fused {
+                let most = if place.site == Site::GateUp { most.min(MOST_SMALL) } else { most };
+                let deltas = &mut self.work.deltas;
+                self.graphs.make_room(deltas, most * outputs * 2, "LoRA's deltas")?;
+                queued.delta = self.work.deltas.address();
+            }
+            // Room is made on the compute stream, so before the ways part.
             self.gpu.fork()?;
             self.shrink(lora, (x, inputs), lanes)?;
             if fused {
                 queued.lora_is = Pending::Tiles;
             } else {
-                let most = if place.site == Site::GateUp { most.min(MOST_SMALL) } else { most };
-                if self.work.deltas.reserve(&self.gpu, most * outputs * 2, "LoRA's deltas")? {
-                    self.graphs.forget()?;
-                }
-                queued.delta = self.work.deltas.address();
                 self.expand(lora, widths, outputs)?;
             }
         }
@@ -221,8 +221,8 @@ impl CudaBackend {
     pub(super) fn reserve_lanes(&mut self, lanes: usize) -> Result<()> {
         let lanes = lanes.max(LEAST_LANES).max(self.work.lanes).next_multiple_of(BLOCK_LANES);
         let rows = self.most_rows.max(MOST_SMALL);
-        let moved = self.work.shrunk.reserve(&self.gpu, rows * lanes * 2, "LoRA's shrink")?;
-        if moved || lanes != self.work.lanes {
+        self.graphs.make_room(&mut self.work.shrunk, rows * lanes * 2, "LoRA's shrink")?;
+        if lanes != self.work.lanes {
             self.graphs.forget()?;
         }
         self.work.lanes = lanes;

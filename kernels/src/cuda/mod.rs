@@ -5,7 +5,7 @@
 //! | `probe` | whether this machine can run it, and what to install if not |
 //! | `compile` | CUDA C++ of `cuda/*.cu` to machine code, kept on disk |
 //! | `gpu`, `memory`, `staging` | streams and launches, allocations, copies from the host |
-//! | `weights`, `adapter`, `copier` | what lies on the device, how adapters are packed, and how they come there |
+//! | `weights`, `adapter`, `copier`, `spares` | what lies on the device, how adapters are packed, and how they come there |
 //! | `step` | a step's metadata as one block that kernels and graphs find their way in |
 //! | `stack` | adapters whose A lies below the weights |
 //! | `gemm`, `product`, `lora`, `layers`, `attention`, `sample`, `draws` | the operations |
@@ -33,6 +33,7 @@ mod probe;
 mod product;
 mod results;
 mod sample;
+mod spares;
 mod stack;
 mod staging;
 mod step;
@@ -288,9 +289,7 @@ impl CudaBackend {
         let split = self.split();
         let words = self.step.lay_out(rows, split, padded);
         let room = words.len().next_power_of_two().max(FIRST_META);
-        if self.work.meta.reserve(&self.gpu, 4 * room, "a step's metadata")? {
-            self.graphs.forget()?;
-        }
+        self.graphs.make_room(&mut self.work.meta, 4 * room, "a step's metadata")?;
         // SAFETY: reserved just above, and read on the compute stream alone, or on the side between fork and join.
         unsafe { self.letters.send(self.work.meta.address(), words) }
     }
@@ -367,6 +366,8 @@ impl Backend for CudaBackend {
 
     fn upload_adapter(&mut self, adapter: &Arc<PackedAdapter>) -> Result<Adapter> {
         self.gpu.bind()?;
+        // A step that failed while it was recorded would have the copy recorded, too.
+        self.graphs.abandon();
         let lanes = adapter.sites.iter().flatten().map(|site| site.lanes).max().unwrap_or(0);
         self.reserve_lanes(lanes)?;
         Adapter::upload(&self.gpu, (&self.copier, &self.room), adapter, &self.idle)
@@ -378,6 +379,12 @@ impl Backend for CudaBackend {
 
     fn wait_for_adapter(&self, adapter: &Adapter) -> Result<()> {
         adapter.wait()
+    }
+
+    fn release_memory(&mut self) {
+        // The last step's.
+        self.step.lora.clear();
+        self.room.clear();
     }
 
     fn begin_step(&mut self, step: &Step<'_, Adapter>) -> Result<StepMode> {

@@ -141,10 +141,7 @@ impl CudaBackend {
     /// Room for the tokens of a step, before any graph is recorded.
     pub(super) fn reserve_sampled(&mut self, rows: usize) -> Result<()> {
         let rows = rows.max(FIRST_ROOM);
-        if self.sampler.sampled.reserve(&self.gpu, rows * 4, "sampled tokens")? {
-            self.graphs.forget()?;
-        }
-        Ok(())
+        self.graphs.make_room(&mut self.sampler.sampled, rows * 4, "sampled tokens")
     }
 
     pub(super) fn run_sample(
