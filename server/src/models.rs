@@ -58,8 +58,8 @@ fn adapter_card(app: &AppState, status: &AdapterStatus) -> ModelCard {
     ModelCard {
         root: request.path.display().to_string(),
         parent: Some(named.unwrap_or(&app.served[0]).clone()),
-        generation: status.adapter.as_ref().map(|adapter| adapter.generation),
-        digest: status.adapter.as_ref().map(|adapter| adapter.digest.clone()),
+        generation: Some(status.newest.generation),
+        digest: Some(status.newest.digest.clone()),
         ..card(app, &request.name)
     }
 }

@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use loraplex_plugin_sdk::LoraRequest;
 use parking_lot::Mutex;
 
-use super::Adapter;
+use super::{Adapter, LoadedAdapter};
 
 /// Who brought an adapter, and so where it can be had again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,8 @@ struct Source {
     request: LoraRequest,
     origin: Origin,
     pinned: bool,
-    policy_version: Option<u64>,
+    /// What the name points to, in memory or not.
+    newest: LoadedAdapter,
     /// Generations that may still be in memory.
     alive: Vec<Weak<Adapter>>,
 }
@@ -48,7 +49,9 @@ pub struct AdapterStatus {
     pub request: LoraRequest,
     /// Who brought it.
     pub origin: Origin,
-    /// The newest generation; `None` while its weights are out of memory.
+    /// The newest generation, in memory or not.
+    pub newest: LoadedAdapter,
+    /// The same with its weights; `None` while they are out of memory.
     pub adapter: Option<Arc<Adapter>>,
     /// Never evicted from host memory.
     pub pinned: bool,
@@ -66,7 +69,7 @@ impl Entry {
             request: adapter.request.clone(),
             origin,
             pinned,
-            policy_version: adapter.policy_version,
+            newest: LoadedAdapter::from(&*adapter),
             alive: vec![Arc::downgrade(&adapter)],
         };
         Self {
@@ -102,7 +105,7 @@ impl Entry {
         let mut source = self.source.lock();
         source.request = adapter.request.clone();
         source.origin = origin;
-        source.policy_version = adapter.policy_version;
+        source.newest = LoadedAdapter::from(&*adapter);
         source.pinned = pinned.unwrap_or(source.pinned);
         source.alive.retain(|generation| generation.strong_count() > 0);
         source.alive.push(Arc::downgrade(&adapter));
@@ -144,9 +147,14 @@ impl Entry {
     }
 
     /// Where it can be had again.
-    pub(super) fn source(&self) -> (LoraRequest, Origin, Option<u64>) {
+    pub(super) fn source(&self) -> (LoraRequest, Origin) {
         let source = self.source.lock();
-        (source.request.clone(), source.origin.clone(), source.policy_version)
+        (source.request.clone(), source.origin.clone())
+    }
+
+    /// What the name points to, in memory or not.
+    pub(super) fn newest(&self) -> LoadedAdapter {
+        self.source.lock().newest.clone()
     }
 
     pub(super) fn status(&self) -> AdapterStatus {
@@ -161,6 +169,7 @@ impl Entry {
             request: source.request.clone(),
             origin: source.origin.clone(),
             pinned: source.pinned,
+            newest: source.newest.clone(),
             // One for the entry, one for the status itself.
             leases: adapter.as_ref().map_or(0, |a| Arc::strong_count(a).saturating_sub(2)),
             old_generations: old.count(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use loraplex_kernels::{AdapterMemory, AdapterPacker, PackedAdapter, SharedBytes};
@@ -24,12 +24,14 @@ pub struct LoadRequest {
     pub in_place: bool,
     /// Load only if the name points to this generation.
     pub expected_generation: Option<u64>,
-    /// A load with the same id is done once; its repetitions get the first one's answer.
+    /// Loads of a name with the same id are done once, until it is unloaded; repetitions get the first one's answer.
     pub operation_id: Option<String>,
     /// Never evict it from host memory; `None` leaves it as it is.
     pub pinned: Option<bool>,
     /// A trainer's own version of the content.
     pub policy_version: Option<u64>,
+    /// These weights come back, which had to leave memory. If they are others by now they are no longer the trainer's version.
+    pub again: Option<LoadedAdapter>,
 }
 
 impl LoadRequest {
@@ -43,6 +45,7 @@ impl LoadRequest {
             operation_id: None,
             pinned: None,
             policy_version: None,
+            again: None,
         }
     }
 
@@ -88,7 +91,7 @@ pub struct Loaded {
     pub repeated: bool,
 }
 
-/// What a load's answer says of an [`Adapter`].
+/// What is said of an [`Adapter`] and remembered, without its weights.
 #[derive(Debug, Clone)]
 pub struct LoadedAdapter {
     /// What requests say.
@@ -105,6 +108,8 @@ pub struct LoadedAdapter {
     pub modules: usize,
     /// See [`Adapter::bytes`].
     pub bytes: usize,
+    /// See [`Adapter::loaded_at`].
+    pub loaded_at: SystemTime,
 }
 
 impl From<&Adapter> for LoadedAdapter {
@@ -117,6 +122,7 @@ impl From<&Adapter> for LoadedAdapter {
             rank: adapter.rank,
             modules: adapter.modules,
             bytes: adapter.bytes(),
+            loaded_at: adapter.loaded_at,
         }
     }
 }

@@ -19,6 +19,7 @@ mod restoring;
 mod unloading;
 mod watching;
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -47,6 +48,14 @@ pub use lookup::Floor;
 /// Operation ids that are remembered.
 const OPERATIONS: u64 = 1024;
 
+/// A load with an id that was done.
+#[derive(Debug, Clone)]
+struct Operation {
+    /// Where from; empty for an upload.
+    path: PathBuf,
+    loaded: Loaded,
+}
+
 /// Finds adapters by name and changes what names point to.
 ///
 /// Invariants: a failed load changes nothing; after an acknowledged load no later request sees an older generation;
@@ -64,7 +73,8 @@ pub struct AdapterManager {
     flights: Flights,
     resolvers: OnceLock<ResolverRegistry>,
     journal: OnceLock<Arc<Journal>>,
-    operations: Cache<(String, String), Loaded>,
+    /// By name and id.
+    operations: Cache<(String, String), Operation>,
     /// Changes with every flip.
     flips: watch::Sender<u64>,
     tasks: TaskTracker,

@@ -47,7 +47,8 @@ pub use resolvers::{ResolverRegistry, ResolverStatus};
 pub struct Adapter {
     /// Where it came from; its `name` is what requests say.
     pub request: LoraRequest,
-    /// Server-wide, rising: no two loads share it, over restarts neither.
+    /// Server-wide, rising: no two loads share it, over restarts neither. Weights that had to leave memory come back with
+    /// the generation that they had.
     pub generation: u64,
     /// BLAKE3 over the files' bytes, in hex.
     pub digest: String,

@@ -26,6 +26,11 @@ pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// Files that run code when they are read.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "adapter_model.pth"];
 
+/// The digest that an adapter of these files has, in hex.
+pub(super) fn digest_of(config: &[u8], weights: &[u8]) -> String {
+    digest::of(config, weights)
+}
+
 /// What an adapter may cost, checked before anything is parsed or reserved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeftLimits {

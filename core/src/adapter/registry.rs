@@ -81,7 +81,7 @@ impl Registry {
             if !entry.evict() {
                 continue;
             }
-            let (_, origin, _) = entry.source();
+            let (_, origin) = entry.source();
             tracing::debug!(name, "an adapter's weights left host memory");
             if matches!(origin, Origin::Resolver(_)) {
                 self.entries.write().shift_remove(&name);

@@ -68,7 +68,7 @@ impl HostStore {
             most => format!(" and {} of {most} bytes (--lora-host-memory)", self.bytes()),
         };
         format!(
-            "host memory for adapters is full: {} of {} adapters (--max-cpu-loras){bytes} are in use or pinned",
+            "host memory for adapters is full: {} of {} adapters (--max-cpu-loras){bytes} are in use, pinned or uploaded",
             self.adapters(),
             self.max_adapters
         )

@@ -169,14 +169,18 @@ impl EngineHandle {
             ))
             .with_param("max_tokens"));
         }
+        match &request.adapter {
+            Some(adapter) => self.check_room(adapter.name(), adapter.bytes()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an adapter of so many bytes can ever be on the device.
+    pub(crate) fn check_room(&self, name: &str, bytes: usize) -> Result<()> {
         let pool = self.shared.adapter_pool;
-        if let Some(adapter) = &request.adapter
-            && adapter.bytes() > pool
-        {
+        if bytes > pool {
             return Err(Error::invalid(format!(
-                "LoRA adapter '{}' has {} bytes, the device's room for adapters is {pool} (--max-loras, --lora-pool-memory)",
-                adapter.name(),
-                adapter.bytes()
+                "LoRA adapter '{name}' has {bytes} bytes, the device's room for adapters is {pool} (--max-loras, --lora-pool-memory)"
             )));
         }
         Ok(())

@@ -61,16 +61,21 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Has it copied unless it has been already. One whose copy failed is copied anew.
     fn make_resident(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
-        let backend = &self.backend;
-        let is_lost = |resident: &Resident<B>| {
-            backend.has_arrived(&resident.weights)
-                && backend.wait_for_adapter(&resident.weights).is_err()
-        };
-        if self.residents.get(&adapter.generation).is_none_or(is_lost) {
-            let weights = self.backend.upload_adapter(&adapter.packed)?;
-            let resident = Resident { adapter: Arc::downgrade(adapter), weights };
-            self.residents.insert(adapter.generation, resident);
+        if let Some(resident) = self.residents.get_mut(&adapter.generation) {
+            let backend = &self.backend;
+            if !backend.has_arrived(&resident.weights)
+                || backend.wait_for_adapter(&resident.weights).is_ok()
+            {
+                if resident.adapter.strong_count() == 0 {
+                    // It has left host memory and is back.
+                    resident.adapter = Arc::downgrade(adapter);
+                }
+                return Ok(());
+            }
         }
+        let weights = self.backend.upload_adapter(&adapter.packed)?;
+        let resident = Resident { adapter: Arc::downgrade(adapter), weights };
+        self.residents.insert(adapter.generation, resident);
         Ok(())
     }
 

@@ -121,7 +121,10 @@ impl AdapterPool {
     pub fn lease(&mut self, adapter: &Arc<Adapter>, evicted: &mut Vec<u64>) {
         self.ticks += 1;
         let ticks = self.ticks;
+        let adapter_ref = Arc::downgrade(adapter);
         if let Some(resident) = self.residents.get_mut(&adapter.generation) {
+            // It may have left host memory and be back.
+            resident.adapter = adapter_ref;
             if resident.leases == 0 {
                 self.leased += resident.bytes;
             }
@@ -141,7 +144,6 @@ impl AdapterPool {
         debug_assert!(self.used + bytes <= self.limit, "a lease follows can_lease");
         self.used += bytes;
         self.leased += bytes;
-        let adapter_ref = Arc::downgrade(adapter);
         let resident = Resident { adapter: adapter_ref, bytes, leases: 1, used: ticks };
         self.residents.insert(adapter.generation, resident);
     }

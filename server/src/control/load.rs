@@ -142,7 +142,7 @@ pub(super) async fn unload_name(
     wait: bool,
 ) -> ApiResult<Response> {
     let generation = app.adapters.unload(&name, wait).await?;
-    tracing::info!(name, ?generation, "adapter unloaded");
+    tracing::info!(name, generation, "adapter unloaded");
     Ok(match wants_json(headers) {
         true => Json(UnloadAnswer { success: true, lora_name: name, generation }).into_response(),
         false => format!("Success: LoRA adapter '{name}' removed successfully.").into_response(),

@@ -110,11 +110,11 @@ fn is_asleep(app: &App) -> bool {
 #[utoipa::path(get, path = "/weight_info", responses((status = 200, description = "{\"weight_version\", \"adapters\"}")))]
 pub(crate) async fn weight_info(State(app): State<App>) -> Json<Value> {
     let version = |status: &loraplex_core::adapter::AdapterStatus| {
-        let adapter = status.adapter.as_ref()?;
+        let newest = &status.newest;
         let versions =
-            json!({ "generation": adapter.generation, "policy_version": adapter.policy_version });
-        Some((status.request.name.clone(), versions))
+            json!({ "generation": newest.generation, "policy_version": newest.policy_version });
+        (newest.name.clone(), versions)
     };
-    let adapters: Map<_, _> = app.adapters.list().iter().filter_map(version).collect();
+    let adapters: Map<_, _> = app.adapters.list().iter().map(version).collect();
     Json(json!({ "weight_version": null, "adapters": adapters }))
 }

@@ -19,7 +19,8 @@ pub struct LoadBody {
     pub load_inplace: Option<bool>,
     /// Load only if the name points to this generation; 0 expects the name to be free. 409 otherwise.
     pub expected_generation: Option<u64>,
-    /// Loads of one name with the same id are done once; repetitions get the first one's answer.
+    /// Loads of one name with the same id are done once, until it is unloaded; repetitions get the first one's answer. 409
+    /// where the id was used for other content.
     pub operation_id: Option<String>,
     /// Keep the weights in host memory however long nobody uses them.
     pub pinned: Option<bool>,
@@ -104,8 +105,8 @@ pub struct UnloadAnswer {
     pub success: bool,
     /// The name.
     pub lora_name: String,
-    /// The generation that it pointed to; null if its weights were out of memory.
-    pub generation: Option<u64>,
+    /// The generation that it pointed to.
+    pub generation: u64,
 }
 
 /// What `/v1/lora_adapters` lists.
@@ -122,16 +123,16 @@ pub struct AdapterList {
 pub struct AdapterCard {
     /// The name that requests use.
     pub name: String,
-    /// The newest generation; null while its weights are out of memory.
-    pub generation: Option<u64>,
+    /// The newest generation, whether its weights are in memory or not.
+    pub generation: u64,
     /// As the load named it.
     pub policy_version: Option<u64>,
     /// BLAKE3 of the adapter's files.
-    pub digest: Option<String>,
+    pub digest: String,
     /// Largest rank.
-    pub rank: Option<usize>,
-    /// Bytes in memory.
-    pub bytes: Option<usize>,
+    pub rank: usize,
+    /// Bytes that its weights take in memory.
+    pub bytes: usize,
     /// Where the weights are: `host`, or `source` if they must be read again.
     pub tier: &'static str,
     /// Kept in host memory.
@@ -149,7 +150,7 @@ pub struct AdapterCard {
     /// The source's own version.
     pub revision: Option<String>,
     /// When the newest generation was loaded, in Unix seconds.
-    pub loaded_at: Option<u64>,
+    pub loaded_at: u64,
 }
 
 impl LoadBody {
@@ -191,17 +192,17 @@ impl LoadAnswer {
 
 impl AdapterCard {
     pub(super) fn new(status: &AdapterStatus) -> Self {
-        let adapter = status.adapter.as_deref();
+        let newest = &status.newest;
         let seconds =
             |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self {
             name: status.request.name.clone(),
-            generation: adapter.map(|adapter| adapter.generation),
-            policy_version: adapter.and_then(|adapter| adapter.policy_version),
-            digest: adapter.map(|adapter| adapter.digest.clone()),
-            rank: adapter.map(|adapter| adapter.rank),
-            bytes: adapter.map(|adapter| adapter.bytes()),
-            tier: if adapter.is_some() { "host" } else { "source" },
+            generation: newest.generation,
+            policy_version: newest.policy_version,
+            digest: newest.digest.clone(),
+            rank: newest.rank,
+            bytes: newest.bytes,
+            tier: if status.adapter.is_some() { "host" } else { "source" },
             pinned: status.pinned,
             leases: status.leases,
             old_generations: status.old_generations,
@@ -213,7 +214,7 @@ impl AdapterCard {
             },
             path: status.request.path.display().to_string(),
             revision: status.request.revision.clone(),
-            loaded_at: adapter.map(|adapter| seconds(adapter.loaded_at)),
+            loaded_at: seconds(newest.loaded_at),
         }
     }
 }

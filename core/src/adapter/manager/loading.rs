@@ -6,12 +6,14 @@ use std::time::{Instant, SystemTime};
 
 use loraplex_plugin_sdk::LoraRequest;
 
-use super::AdapterManager;
+use super::{AdapterManager, Operation};
 use crate::adapter::entry::Entry;
 use crate::adapter::journal::Record;
 use crate::adapter::load::Built;
 use crate::adapter::names::{self, NameGuard};
-use crate::adapter::{Adapter, Content, LoadRequest, LoadTimings, Loaded, LoadedAdapter, Origin};
+use crate::adapter::{
+    Adapter, Content, LoadRequest, LoadTimings, Loaded, LoadedAdapter, Origin, peft,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 impl AdapterManager {
@@ -31,15 +33,41 @@ impl AdapterManager {
             let Some(id) = ask.operation_id.clone() else {
                 return Ok(this.load_locked(ask, origin, &guard, arrived).await?.1);
             };
-            let operation = (name, id);
-            if let Some(done) = this.operations.get(&operation) {
+            if let Some(done) = this.repeated(&id, &ask).await? {
                 return Ok(Loaded { repeated: true, ..done });
             }
+            let path = ask.request.path.clone();
             let (_, loaded) = this.load_locked(ask, origin, &guard, arrived).await?;
-            this.operations.insert(operation, loaded.clone());
+            this.operations.insert((name, id), Operation { path, loaded: loaded.clone() });
             Ok(loaded)
         });
         task.await.unwrap_or_else(|error| Err(Error::internal(format!("a load died: {error}"))))
+    }
+
+    /// What an operation has done already. One whose adapter was unloaded since is to be done again.
+    async fn repeated(&self, id: &str, ask: &LoadRequest) -> Result<Option<Loaded>> {
+        let name = &ask.request.name;
+        let Some(done) = self.operations.get(&(name.clone(), id.to_owned())) else {
+            return Ok(None);
+        };
+        if self.registry.peek(name).is_none() {
+            return Ok(None);
+        }
+        let same = match ask.content.clone() {
+            Content::Folder => ask.request.path == done.path,
+            Content::Bytes { config, weights } => {
+                let digest =
+                    self.loader.run(move || Ok(peft::digest_of(&config, &weights))).await?;
+                digest == done.loaded.adapter.digest
+            }
+        };
+        if !same {
+            let message = format!(
+                "The operation '{id}' has loaded other content of the lora adapter '{name}'; a new load wants an id of its own."
+            );
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        Ok(Some(done.loaded))
     }
 
     /// As [`AdapterManager::load`] of a new name, for callers without a runtime. Blocks.
@@ -64,40 +92,57 @@ impl AdapterManager {
             return Err(Error::invalid("LoRA is not enabled. Use --enable-lora to enable LoRA."));
         }
         let name = ask.request.name.clone();
-        let old = self.registry.peek(&name);
-        self.check(&ask, old.as_deref())?;
-        let was_pinned = old.as_deref().is_some_and(Entry::is_pinned);
-        let old = old.and_then(|entry| entry.current());
+        let entry = self.registry.peek(&name);
+        let newest = entry.as_deref().map(Entry::newest);
+        check(&ask, newest.as_ref())?;
+        let was_pinned = entry.as_deref().is_some_and(Entry::is_pinned);
+        let old = entry.and_then(|entry| entry.current());
         let (builder, path, content) =
             (self.builder.clone(), ask.request.path.clone(), ask.content.clone());
         let started = Instant::now();
         let Built { peft, packed, read, pack } =
             self.loader.run(move || builder.build(&path, &content)).await?;
         let waited = started.elapsed().saturating_sub(read + pack) + (started - arrived);
+        if let Some(engine) = &self.engine {
+            engine.check_room(&name, packed.bytes.len())?;
+        }
+        let unchanged = newest.as_ref().is_some_and(|newest| newest.digest == peft.digest);
+        let back = ask.again.as_ref().filter(|_| unchanged);
+        if let Some(last) = &ask.again
+            && back.is_none()
+        {
+            tracing::warn!(
+                name, generation = last.generation, policy_version = ?last.policy_version,
+                "an adapter's files have changed since it was loaded: what is read now is another generation, without a policy version"
+            );
+        }
+        let policy_version = back.map_or(ask.policy_version, |last| last.policy_version);
+        let known = back.map(|last| last.generation);
 
         let spare = old.as_ref().map_or((0, 0), |old| (1, old.bytes()));
         let room = self.make_room(&name, packed.bytes.len(), spare).await?;
-        let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+        let generation =
+            known.unwrap_or_else(|| self.next_generation.fetch_add(1, Ordering::Relaxed));
         if let Some(journal) = self.journal.get().cloned()
+            && known.is_none()
             && !matches!(origin, Origin::Resolver(_))
         {
             let record = Record {
                 upload: (origin == Origin::Upload).then(|| peft.digest.clone()),
                 pinned: ask.pinned.unwrap_or(was_pinned),
-                policy_version: ask.policy_version,
+                policy_version,
                 request: ask.request.clone(),
             };
             let content = ask.content;
             self.loader.run(move || journal.loaded(record, &content, generation)).await?;
         }
         let flip = Instant::now();
-        let unchanged = old.as_ref().is_some_and(|old| old.digest == peft.digest);
         let adapter = Arc::new(Adapter {
             generation,
             digest: peft.digest,
             rank: peft.rank,
             modules: peft.modules,
-            policy_version: ask.policy_version,
+            policy_version,
             loaded_at: SystemTime::now(),
             packed: Arc::new(packed),
             request: ask.request,
@@ -105,10 +150,11 @@ impl AdapterManager {
         });
         self.registry.put(adapter.clone(), origin, ask.pinned);
         self.flights.forget(&name);
-        let replaced = old.map(|old| old.generation);
+        let replaced = newest.map(|newest| newest.generation);
         if let Some(engine) = &self.engine
-            && replaced.is_some()
+            && old.is_some()
         {
+            drop(old);
             engine.replace(adapter.clone()).await?;
         }
         self.flips.send_modify(|flips| *flips += 1);
@@ -116,26 +162,27 @@ impl AdapterManager {
         let said = LoadedAdapter::from(&*adapter);
         Ok((adapter, Loaded { adapter: said, replaced, unchanged, timings, repeated: false }))
     }
+}
 
-    fn check(&self, ask: &LoadRequest, old: Option<&Entry>) -> Result<()> {
-        let name = &ask.request.name;
-        if !names::is_valid(name) {
-            return Err(Error::invalid(format!(
-                "{name:?} cannot be an adapter's name: at most 256 bytes, no control characters, no `..`, no leading `/`"
-            )));
-        }
-        if old.is_some() && !ask.in_place {
-            return Err(Error::invalid(format!(
-                "The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True."
-            )));
-        }
-        let found = old.and_then(Entry::current).map_or(0, |adapter| adapter.generation);
-        match ask.expected_generation {
-            Some(expected) if expected != found => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("The lora adapter '{name}' is at generation {found}, expected {expected}."),
-            )),
-            _ => Ok(()),
-        }
+/// Whether the load may take the place of what the name points to now.
+fn check(ask: &LoadRequest, newest: Option<&LoadedAdapter>) -> Result<()> {
+    let name = &ask.request.name;
+    if !names::is_valid(name) {
+        return Err(Error::invalid(format!(
+            "{name:?} cannot be an adapter's name: at most 256 bytes, no control characters, no `..`, no leading `/`"
+        )));
+    }
+    if newest.is_some() && !ask.in_place {
+        return Err(Error::invalid(format!(
+            "The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True."
+        )));
+    }
+    let found = newest.map_or(0, |newest| newest.generation);
+    match ask.expected_generation {
+        Some(expected) if expected != found => Err(Error::new(
+            ErrorKind::Conflict,
+            format!("The lora adapter '{name}' is at generation {found}, expected {expected}."),
+        )),
+        _ => Ok(()),
     }
 }

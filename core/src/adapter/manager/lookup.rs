@@ -108,8 +108,9 @@ impl AdapterManager {
         if let Some(adapter) = entry.current() {
             return Ok(adapter);
         }
-        let (request, origin, policy_version) = entry.source();
-        let ask = LoadRequest { policy_version, ..LoadRequest::new(request).in_place() };
+        let (request, origin) = entry.source();
+        let ask =
+            LoadRequest { again: Some(entry.newest()), ..LoadRequest::new(request).in_place() };
         Ok(self.load_locked(ask, origin, &guard, arrived).await?.0)
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 impl AdapterManager {
     /// Takes a name out: from here on it is unknown. Requests under way finish on their generation; with `wait` the call
     /// ends when all generations of the name have left memory. Returns the generation that it pointed to.
-    pub async fn unload(self: &Arc<Self>, name: &str, wait: bool) -> Result<Option<u64>> {
+    pub async fn unload(self: &Arc<Self>, name: &str, wait: bool) -> Result<u64> {
         let guard = self.locks.lock(name).await;
         self.registry.peek(name).ok_or_else(|| unknown(name))?;
         if let Some(journal) = self.journal.get().cloned() {
@@ -19,7 +19,7 @@ impl AdapterManager {
         drop(guard);
         self.flights.forget(name);
         let generations = entry.alive();
-        let last = entry.current().map(|adapter| adapter.generation);
+        let last = entry.newest().generation;
         entry.clear();
         drop(entry);
         if wait {

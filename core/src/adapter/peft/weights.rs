@@ -168,9 +168,7 @@ fn read((name, entry): Named<'_>, file: &SharedBytes) -> Result<HostTensor> {
         .ok_or_else(|| Error::invalid(format!("{name} lies beyond the end of the file")))?;
     let data = HostData::Stored(float_type(entry.dtype).map_err(|e| e.context(name))?, bytes);
     if !data.is_finite() {
-        return Err(Error::invalid(format!(
-            "{name} holds values that are NaN or infinite in bf16"
-        )));
+        return Err(Error::invalid(format!("{name} holds NaN or infinite values (in bf16)")));
     }
     let [rows, cols] = entry.shape[..] else {
         return Err(Error::internal(format!("{name} is not a matrix")));

@@ -96,6 +96,35 @@ async fn a_repeated_operation_is_done_once() {
 }
 
 #[tokio::test]
+async fn an_operation_is_one_of_its_content_and_is_over_with_an_unload() {
+    let manager = manager(|_| {});
+    let push = |adapter: &str| LoadRequest {
+        operation_id: Some("push".into()),
+        ..LoadRequest::new(named("a", adapter)).in_place()
+    };
+    let first = manager.load(push("poet")).await.unwrap();
+    let other = manager.load(push("shout")).await.unwrap_err();
+    assert_eq!(other.kind, ErrorKind::Conflict);
+    assert!(other.message.contains("'push'"), "{other}");
+    manager.unload("a", false).await.unwrap();
+    let again = manager.load(push("poet")).await.unwrap();
+    assert!(!again.repeated && again.adapter.generation > first.adapter.generation);
+
+    let bytes = |adapter: &str| {
+        let read = |file| std::fs::read(demo("adapters").join(adapter).join(file)).unwrap().into();
+        let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+        LoadRequest {
+            content: Content::Bytes { config, weights },
+            operation_id: Some("upload".into()),
+            ..LoadRequest::new(LoraRequest::new("b", "")).in_place()
+        }
+    };
+    assert!(!manager.load(bytes("poet")).await.unwrap().repeated);
+    assert!(manager.load(bytes("poet")).await.unwrap().repeated);
+    assert_eq!(manager.load(bytes("shout")).await.unwrap_err().kind, ErrorKind::Conflict);
+}
+
+#[tokio::test]
 async fn bytes_are_as_good_as_a_folder() {
     let manager = manager(|_| {});
     manager.load(named("a", "poet")).await.unwrap();

@@ -21,10 +21,51 @@ async fn the_least_recently_used_gives_way_and_is_read_again() {
     assert!(manager.status("a").unwrap().adapter.is_none(), "a was used least recently");
     assert_eq!(manager.list().len(), 3, "an operator's adapter stays listed");
     let again = manager.get("a").await.unwrap();
-    assert!(again.generation > generation);
+    assert_eq!(again.generation, generation, "it is what it was");
     assert_eq!(again.packed.bytes.to_f32s(), bytes, "scaled once, not twice");
     assert!(manager.status("b").unwrap().adapter.is_none());
     assert_eq!(manager.host_usage().0, 2);
+}
+
+#[tokio::test]
+async fn out_of_memory_a_name_points_to_what_it_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let manager = manager(|config| config.max_host_adapters = 1);
+    let files = |adapter: &str| {
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(demo("adapters").join(adapter).join(file), folder.path().join(file))
+                .unwrap();
+        }
+    };
+    files("poet");
+    let version = |policy_version| LoadRequest {
+        policy_version: Some(policy_version),
+        ..LoadRequest::new(LoraRequest::new("a", folder.path())).in_place()
+    };
+    let first = manager.load(version(7)).await.unwrap().adapter;
+    let newest = || {
+        let status = manager.status("a").unwrap();
+        (status.newest.generation, status.newest.policy_version, status.adapter.is_some())
+    };
+    manager.load(named("b", "shout")).await.unwrap();
+    assert_eq!(newest(), (first.generation, Some(7), false));
+    for expected in [0, first.generation + 1] {
+        let ask = LoadRequest { expected_generation: Some(expected), ..version(8) };
+        assert_eq!(manager.load(ask).await.unwrap_err().kind, ErrorKind::Conflict);
+    }
+    manager.get("a").await.unwrap();
+    assert_eq!(newest(), (first.generation, Some(7), true));
+    manager.get("b").await.unwrap();
+    // Somebody writes other weights there: they are not the version that the trainer loaded.
+    files("pirate");
+    manager.get("a").await.unwrap();
+    let (second, version_of_second, _) = newest();
+    assert!(second > first.generation && version_of_second.is_none());
+    manager.get("b").await.unwrap();
+    let ask = LoadRequest { expected_generation: Some(second), ..version(8) };
+    let third = manager.load(ask).await.unwrap();
+    assert_eq!((third.replaced, third.unchanged), (Some(second), true));
+    assert_eq!(third.adapter.policy_version, Some(8));
 }
 
 #[tokio::test]

@@ -185,7 +185,7 @@ fn tensors_that_do_not_fit_are_named() {
     check(&twice, &["q_proj.lora_A.weight is there twice"]);
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let change = |d: &mut Draft| d.tensors[3].3[4..8].copy_from_slice(&value.to_le_bytes());
-        check(&change, &["v_proj.lora_B.weight holds values that are NaN or infinite in bf16"]);
+        check(&change, &["v_proj.lora_B.weight holds NaN or infinite values (in bf16)"]);
     }
     for (dtype, bytes) in
         [("BF16", [0x80, 0x7f]), ("BF16", [0xc0, 0xff]), ("F16", [0x00, 0x7c]), ("F16", [1, 0xfc])]
