@@ -106,7 +106,7 @@ fn prefix_lookup(criterion: &mut Criterion) {
 
 fn sequence(id: u64) -> Sequence {
     let request = GenerateRequest {
-        id: String::new(),
+        ids: Vec::new(),
         prompt: vec![id as u32; 16],
         adapter: None,
         params: SamplingParams { max_tokens: 1000, ignore_eos: true, ..SamplingParams::default() },

@@ -111,12 +111,12 @@ impl Llm {
         params: &SamplingParams,
     ) -> Result<Vec<Output>> {
         let mut streams = Vec::with_capacity(prompts.len());
-        for (index, (prompt, adapter)) in prompts.iter().enumerate() {
+        for (prompt, adapter) in prompts {
             let prompt = self.tokenizer.encode(prompt, true)?;
             let room = self.info.max_model_len.saturating_sub(prompt.len());
             let max_tokens = params.max_tokens.min(room as u32);
             streams.push(self.engine.submit(GenerateRequest {
-                id: format!("offline-{index}"),
+                ids: Vec::new(),
                 prompt,
                 adapter: adapter.clone(),
                 params: SamplingParams { max_tokens, ..params.clone() },

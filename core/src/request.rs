@@ -7,8 +7,8 @@ use crate::adapter::Adapter;
 /// A validated request: every number is inside its bound, every token inside the vocabulary.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
-    /// For logs and aborts; the client's own or one that the server made.
-    pub id: String,
+    /// What it is aborted by; others may share them.
+    pub ids: Vec<String>,
     /// At least one token, and room for one more in the model's length.
     pub prompt: Vec<u32>,
     /// `None` uses the base model. Holding it keeps this generation alive.

@@ -34,10 +34,12 @@ impl Started {
     ) -> ApiResult<Self> {
         let id = format!("{kind}-{}", request_id(headers, call.request_id.as_deref())?);
         let adapter = app.adapter_at_least(call.model.as_deref(), call.floor).await?;
+        let batch = call.batch_id.iter().map(|batch| format!("{kind}-{batch}"));
+        let ids: Vec<String> = [id.clone()].into_iter().chain(batch).collect();
         let mut outputs = Vec::with_capacity(call.prompts.len() * call.n);
         for index in 0..call.prompts.len() * call.n {
             // A failure drops, and so aborts, the ones before it.
-            let mut request = request(&call, index, &id, adapter.as_ref());
+            let mut request = request(&call, index, &ids, adapter.as_ref());
             request.update_policy = call.update_policy.unwrap_or(app.update_policy);
             outputs.push(app.engine.submit(request)?);
         }
@@ -63,11 +65,16 @@ impl Started {
     }
 }
 
-fn request(call: &Call, index: usize, id: &str, adapter: Option<&Arc<Adapter>>) -> GenerateRequest {
+fn request(
+    call: &Call,
+    index: usize,
+    ids: &[String],
+    adapter: Option<&Arc<Adapter>>,
+) -> GenerateRequest {
     let prompt = &call.prompts[index / call.n];
     let choice = (index % call.n) as u64;
     GenerateRequest {
-        id: format!("{id}-{index}"),
+        ids: ids.to_vec(),
         prompt: prompt.tokens.clone(),
         adapter: adapter.cloned(),
         params: SamplingParams {

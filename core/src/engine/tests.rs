@@ -113,7 +113,7 @@ fn engine_of(runner: Counting, change: impl FnOnce(&mut EngineOptions)) -> Engin
 
 fn request(first: u32, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
-        id: "test".into(),
+        ids: Vec::new(),
         prompt: vec![first],
         adapter: None,
         params: SamplingParams { max_tokens, ..SamplingParams::default() },

@@ -143,20 +143,11 @@ impl Scheduler {
         self.slots.keys().copied().collect()
     }
 
-    /// The ids of sequences whose request is one of `requests`, or a part of one.
-    pub fn of_requests(&self, requests: &[String]) -> Vec<SeqId> {
-        let names = |sequence: &Sequence| {
-            requests.iter().any(|request| {
-                let rest = sequence.request.strip_prefix(request.as_str());
-                // The numbers of a call's prompt and output.
-                rest.is_some_and(|rest| {
-                    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-                    rest.is_empty() || rest.starts_with('-') && rest.split('-').all(is_number)
-                })
-            })
-        };
+    /// The ids of sequences that have one of these names.
+    pub fn of_requests(&self, names: &[String]) -> Vec<SeqId> {
+        let is_named = |sequence: &Sequence| sequence.names.iter().any(|name| names.contains(name));
         let all = self.slots.values().map(|&slot| self.sequences.get(slot));
-        all.filter(|sequence| names(sequence)).map(|sequence| sequence.id).collect()
+        all.filter(|sequence| is_named(sequence)).map(|sequence| sequence.id).collect()
     }
 
     /// `new` succeeds the earlier generations of its name for the sequences that follow: those that wait take it now,

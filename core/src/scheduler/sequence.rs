@@ -20,8 +20,8 @@ pub struct SeqId(pub u64);
 pub struct Sequence {
     /// Its name.
     pub id: SeqId,
-    /// The request's own id, for aborts.
-    pub request: String,
+    /// What its request is aborted by.
+    pub names: Vec<String>,
     /// When the engine took it.
     pub arrival: Instant,
     /// Lower runs earlier.
@@ -95,7 +95,7 @@ impl Sequence {
         tokens.reserve_exact(params.max_tokens as usize);
         Self {
             id,
-            request: request.id,
+            names: request.ids,
             arrival,
             priority: request.priority,
             tokens,

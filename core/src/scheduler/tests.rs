@@ -45,7 +45,7 @@ impl Scene {
 
     fn add_with(&mut self, change: impl FnOnce(&mut GenerateRequest)) -> SeqId {
         let mut request = GenerateRequest {
-            id: String::new(),
+            ids: Vec::new(),
             prompt: vec![1],
             adapter: None,
             params: SamplingParams::default(),
@@ -435,14 +435,17 @@ fn a_successor_waits_for_room_and_takes_its_predecessors() {
 }
 
 #[test]
-fn requests_are_found_by_their_own_ids() {
+fn requests_are_found_by_their_own_names() {
     let mut scene = Scene::new(16, 8, 64);
-    for id in ["a", "a-0", "a-1-2", "a-b", "ab", "b", "a1"] {
-        scene.add_with(|request| request.id = id.to_owned());
+    for names in [&["a"][..], &["a-0", "a"], &["a-0-1"], &["b"]] {
+        let names = names.iter().map(|&name| name.to_owned()).collect();
+        scene.add_with(|request| request.ids = names);
     }
-    let mut found = scene.scheduler.of_requests(&["a".to_owned()]);
-    found.sort();
-    assert_eq!(found, [SeqId(0), SeqId(1), SeqId(2)]);
+    for (wanted, expected) in [("a", vec![SeqId(0), SeqId(1)]), ("a-0", vec![SeqId(1)])] {
+        let mut found = scene.scheduler.of_requests(&[wanted.to_owned()]);
+        found.sort();
+        assert_eq!(found, expected);
+    }
     scene.run();
 }
 

@@ -81,6 +81,7 @@ impl Converter {
             let budget = budget(&fields, SGLANG_MAX_TOKENS)?;
             let mut call = self.token_call(fields, logprobs, prompt, budget)?;
             call.reply.stream = stream;
+            call.batch_id.clone_from(&body.rid);
             Ok(call)
         });
         calls.collect()

@@ -49,6 +49,8 @@ pub(crate) struct Call {
     /// As the engine takes it.
     pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) request_id: Option<String>,
+    /// Of the calls that came as one.
+    pub(crate) batch_id: Option<String>,
     /// `None` leaves it to the server's setting.
     pub(crate) update_policy: Option<UpdatePolicy>,
     /// The oldest weights that will do.

@@ -45,6 +45,7 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
         priority: priority.unwrap_or(0) as i32,
         prompt_logprobs,
         request_id: request_id(fields.request_id)?,
+        batch_id: None,
         update_policy: fields.lora_update_policy.as_deref().map(update_policy).transpose()?,
         floor: Floor {
             generation: version("min_generation", fields.min_generation)?,

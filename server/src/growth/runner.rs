@@ -101,7 +101,7 @@ impl Runner {
         ensure!(vocab > FIRST_ID, "a vocabulary of {vocab} tokens is too small");
         let token = |at: usize| (FIRST_ID + (7919 * row + 17 * at) % (vocab - FIRST_ID)) as u32;
         Ok(self.llm.engine().submit(GenerateRequest {
-            id: format!("growth-{row}"),
+            ids: Vec::new(),
             prompt: (0..prompt).map(token).collect(),
             adapter,
             params: SamplingParams {

@@ -6,7 +6,7 @@ use futures::future::join;
 use loraplex_core::Llm;
 use serde_json::{Value, json};
 
-use crate::{Answer, app, demo, drawn, drawn_more, load, post_request, send};
+use crate::{Answer, app, demo, drawn, drawn_more, load, metric, post_request, send};
 
 async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
     send(app(llm, &[], &[]), post_request(path, &body)).await
@@ -139,18 +139,27 @@ async fn pauses_in_three_modes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_aborted_by_their_ids() {
     let llm = load(|_| {});
-    let running =
-        call(&llm, "/v1/completions", long(json!({"model": "pirate", "request_id": "r", "n": 2})));
-    let abort = async {
-        drawn_more(&llm, 0).await;
-        let others = call(&llm, "/abort_requests", json!({"request_ids": ["other"]})).await;
-        assert_eq!(others.json()["aborted"], 0);
-        call(&llm, "/abort_requests", json!({"request_ids": ["r"]})).await
+    let running = |id: &str, n: usize| {
+        call(&llm, "/v1/completions", long(json!({"model": "pirate", "request_id": id, "n": n})))
     };
-    let (answer, aborted) = join(running, abort).await;
-    assert_eq!(aborted.json()["aborted"], 2);
-    for choice in answer.json()["choices"].as_array().unwrap() {
-        assert_eq!(choice["finish_reason"], "abort");
+    let abort = async {
+        while metric(&llm, "vllm:num_requests_running") < 3 {
+            tokio::task::yield_now().await;
+        }
+        let mut counts = Vec::new();
+        for ids in [json!(["other", "r-"]), json!(["r"]), json!(["r-0"])] {
+            let aborted = call(&llm, "/abort_requests", json!({"request_ids": ids})).await;
+            counts.push(aborted.json()["aborted"].clone());
+        }
+        counts
+    };
+    let answers = join(running("r", 2), running("r-0", 1));
+    let ((answer, other), aborted) = join(answers, abort).await;
+    assert_eq!(aborted, [0, 2, 1]);
+    for answer in [answer, other] {
+        for choice in answer.json()["choices"].as_array().unwrap() {
+            assert_eq!(choice["finish_reason"], "abort");
+        }
     }
     for body in ["", "{}", "{\"reset_running_requests\":true}"] {
         let request =
