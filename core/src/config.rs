@@ -170,6 +170,17 @@ pub struct LoraConfig {
     pub negative_ttl: Duration,
 }
 
+impl LoraConfig {
+    /// How many adapters a step has at most, as far as that can be told. Smaller ranks leave room for more, so where the room
+    /// is given in bytes the host's limit is what others can rely on.
+    pub fn max_loras(&self) -> usize {
+        match self.pool {
+            PoolSize::Adapters(adapters) => adapters,
+            PoolSize::Bytes(_) => self.max_host_adapters,
+        }
+    }
+}
+
 impl Default for LoraConfig {
     fn default() -> Self {
         Self {

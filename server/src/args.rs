@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bench::args::BenchArgs;
 use crate::config::file::one_or_many;
 use crate::config::secret::Secret;
+use crate::seconds;
 
 /// What stands below the flags in `--help`: the variables that no flag has.
 const AFTER_HELP: &str = "\
@@ -24,6 +25,9 @@ Environment:
 
   LORA_ALLOWED_PATHS=DIR:DIR
           Folders below which the control routes may load adapters (default: any on a loopback address, else none)
+
+  VLLM_API_KEY=KEY
+          As --api-key, out of sight of the process list
 
   HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE
           As for huggingface_hub, where MODEL is a repository of the Hub
@@ -239,15 +243,15 @@ pub struct Settings {
     pub lora_update_policy: Option<UpdatePolicy>,
 
     /// Seconds that a request waits for room for its adapter on the device, or for a newer generation (default: 60)
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds::argument)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_wait_timeout: Option<f64>,
     /// Seconds that a request waits for a resolver; the fetch goes on and the next request joins it (default: 30)
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds::argument)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver_timeout: Option<f64>,
     /// Seconds for which a name that could not be had is not asked for again; 0 asks every time (default: 5)
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds::argument)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver_negative_ttl: Option<f64>,
     /// Where libPLUGIN.so is looked for (default: the server's own folder; also PLUGIN_DIR)

@@ -47,6 +47,7 @@ mod reply;
 pub mod routes;
 pub mod run;
 mod sanitize;
+mod seconds;
 pub mod serve;
 pub mod sglang;
 pub mod shutdown;

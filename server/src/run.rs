@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use loraplex_core::adapter::{Journal, ResolverRegistry};
-use loraplex_core::{Llm, LoraConfig, LoraRequest, PoolSize, plugin};
+use loraplex_core::{EngineHandle, Llm, LoraRequest, plugin};
 use loraplex_hub_client::HubClient;
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -21,6 +22,8 @@ use crate::state::{AppState, Serving};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
+/// For clients to read that their answers were cut off.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Loads, listens, calls `ready` with the address, and serves until a signal; requests that run then may finish.
 pub async fn run(config: ServerConfig, ready: impl FnOnce(SocketAddr)) -> Result<()> {
@@ -40,7 +43,7 @@ pub async fn run(config: ServerConfig, ready: impl FnOnce(SocketAddr)) -> Result
             let address = listener.local_addr()?;
             announce(&config, &llm, address);
             ready(address);
-            serve(&config.http, listener, app, &mut signals).await;
+            serve(&config.http, llm.engine(), listener, app, &mut signals).await;
             // Blocks until the engine's thread has ended.
             tokio::task::spawn_blocking(move || llm.shutdown(false)).await?;
         }
@@ -88,6 +91,7 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
         tracing::info!("{back} adapters of the last run are back, {lost} cannot be loaded");
     }
     llm.install_resolvers(resolvers);
+    let lora = &config.engine.lora;
     let state = AppState::new(
         &llm,
         Serving {
@@ -100,7 +104,7 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
             paths: config.runtime.paths.clone(),
             update_policy: config.runtime.update_policy,
             adapter_wait: config.engine.scheduler.adapter_wait,
-            lora_limits: lora_limits(&config.engine.lora),
+            lora_limits: lora.enabled.then(|| (lora.max_rank, lora.max_loras())),
             hub: Some(HubClient::new(config.hub.clone())?),
         },
     );
@@ -110,15 +114,6 @@ async fn start(config: &ServerConfig) -> Result<(Llm, axum::Router)> {
         return Err(anyhow!("--chat-template: {reason}"));
     }
     Ok((llm, routes::router(Arc::new(state))))
-}
-
-fn lora_limits(lora: &LoraConfig) -> Option<(usize, usize)> {
-    let adapters = match lora.pool {
-        PoolSize::Adapters(adapters) => adapters,
-        // Smaller ranks leave room for more, so the host's limit is what trainers can rely on.
-        PoolSize::Bytes(_) => lora.max_host_adapters,
-    };
-    lora.enabled.then_some((lora.max_rank, adapters))
 }
 
 /// Opens the plugins, in the order in which they are asked.
@@ -181,7 +176,13 @@ fn announce(config: &ServerConfig, llm: &Llm, address: SocketAddr) {
     tracing::info!("listening on http://{address}");
 }
 
-async fn serve(http: &HttpConfig, listener: TcpListener, app: axum::Router, signals: &mut Signals) {
+async fn serve(
+    http: &HttpConfig,
+    engine: &EngineHandle,
+    listener: TcpListener,
+    app: axum::Router,
+    signals: &mut Signals,
+) {
     let connections = Connections::default();
     tokio::select! {
         () = connections.accept(listener, app) => {}
@@ -194,7 +195,13 @@ async fn serve(http: &HttpConfig, listener: TcpListener, app: axum::Router, sign
     }
     tokio::select! {
         () = connections.drained() => return,
-        () = tokio::time::sleep(limit) => tracing::warn!("{} connections did not finish", connections.open()),
+        () = tokio::time::sleep(limit) => {
+            tracing::warn!("{} connections did not finish", connections.open());
+            // Their clients get what there is, and hear that it is not all.
+            if engine.abort_requests(None).await.is_ok() {
+                let _ = tokio::time::timeout(LAST_WORDS, connections.drained()).await;
+            }
+        }
         () = signals.next() => tracing::warn!("stopping at once"),
     }
     connections.abort();

@@ -1,11 +1,11 @@
 //! Overload, keys, and the end.
 
 use futures::future::join_all;
-use loraplex_tests::Answer;
+use loraplex_tests::{Answer, ServerProcess};
 use reqwest::Method;
 use serde_json::json;
 
-use super::{completion, serve};
+use super::{completion, demo, serve};
 
 #[tokio::test]
 async fn a_full_queue_answers_429_and_the_rest_is_served() {
@@ -45,5 +45,34 @@ async fn sigterm_lets_requests_finish() {
     assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
     let answer = Answer { status, headers, text: response.text().await.unwrap() };
     assert_eq!(answer.events().last().unwrap()["choices"][0]["finish_reason"], "length");
+    assert_eq!(server.ended().await.code(), Some(0), "{}", server.logged());
+}
+
+#[tokio::test]
+async fn what_has_no_time_to_finish_says_so() {
+    let model = demo("model");
+    let args = [&model, "--served-model-name", "base", "--shutdown-timeout", "0"];
+    let mut server =
+        ServerProcess::start_with(&args, &[("ALLOW_RUNTIME_LORA_UPDATING", "1")]).await;
+    let client = server.client();
+    // Nothing ends by itself.
+    let pause = client.request(Method::POST, "/pause?mode=keep").send().await.unwrap();
+    assert_eq!(pause.status().as_u16(), 200);
+    let streamed = completion("base", json!({"max_tokens": 50, "stream": true}));
+    let whole = completion("base", json!({"max_tokens": 50}));
+    let answers = [streamed, whole].map(|body| {
+        let client = client.clone();
+        tokio::spawn(async move { client.post("/v1/completions", &body).await })
+    });
+    let waiting = "vllm:num_requests_waiting{engine=\"0\",model_name=\"base\"} 2";
+    while !client.get("/metrics").await.text.contains(waiting) {
+        tokio::task::yield_now().await;
+    }
+    let id = server.id().to_string();
+    assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
+    let [streamed, whole] = answers;
+    let events = streamed.await.unwrap().events();
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "abort");
+    assert_eq!(whole.await.unwrap().json()["choices"][0]["finish_reason"], "abort");
     assert_eq!(server.ended().await.code(), Some(0), "{}", server.logged());
 }

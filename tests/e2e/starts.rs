@@ -61,6 +61,7 @@ fn other_starts_that_cannot_work() {
         (vec![&model, "--max-model-len", "1000000"], vec![], "max-model-len"),
         (vec![&model, "--device", "cuda"], vec![], "cuda"),
         (vec![&model, "--no-such-flag"], vec![], "--no-such-flag"),
+        (vec![&model, "--threads", "20000"], vec![], "--threads"),
         (vec![&model, "--lora-modules", "nonsense"], vec![], "nonsense"),
         (
             vec![&model],

@@ -61,7 +61,7 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
     };
     info.dtype = built.dtype;
     let name = config.served_model_name.unwrap_or_else(|| config.model.display().to_string());
-    let metrics = Arc::new(Metrics::new(&name, config.lora.max_host_adapters));
+    let metrics = Arc::new(Metrics::new(&name, config.lora.max_loras()));
     let blocks =
         BlockManager::new(built.blocks, config.cache.block_size, config.cache.prefix_caching);
     let engine = EngineHandle::start(

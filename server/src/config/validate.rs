@@ -17,6 +17,10 @@ use crate::auth::Guard;
 use crate::control::paths::PathPolicy;
 use crate::hub::HubModel;
 use crate::lora_modules::{self, LoraModule};
+use crate::seconds;
+
+/// More are a mistake, and each is a thread of the system.
+const MOST_THREADS: usize = 1024;
 
 pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<ServerConfig> {
     let model = settings.model.as_deref().context(
@@ -94,7 +98,7 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
             .max_num_batched_tokens
             .unwrap_or(scheduler.max_num_batched_tokens),
         max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
-        adapter_wait: seconds("--lora-wait-timeout", settings.lora_wait_timeout)?
+        adapter_wait: duration("--lora-wait-timeout", settings.lora_wait_timeout)?
             .unwrap_or(scheduler.adapter_wait),
         run_ahead: settings.async_scheduling,
     };
@@ -114,6 +118,9 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
         ("--threads", settings.threads),
     ] {
         ensure!(value != Some(0), "{name} must be at least 1");
+    }
+    if let Some(threads) = settings.threads {
+        ensure!(threads <= MOST_THREADS, "--threads {threads}: {MOST_THREADS} at most");
     }
     if let Some(share) = settings.gpu_memory_utilization {
         let fits = share > 0.0 && share <= 1.0;
@@ -164,9 +171,9 @@ fn lora(settings: &Settings) -> Result<LoraConfig> {
         max_rank: settings.max_lora_rank.unwrap_or(default.max_rank),
         max_host_adapters: settings.max_cpu_loras.unwrap_or(default.max_host_adapters),
         host_memory: bytes("--lora-host-memory", &settings.lora_host_memory)?,
-        resolver_timeout: seconds("--resolver-timeout", settings.resolver_timeout)?
+        resolver_timeout: duration("--resolver-timeout", settings.resolver_timeout)?
             .unwrap_or(default.resolver_timeout),
-        negative_ttl: seconds("--resolver-negative-ttl", settings.resolver_negative_ttl)?
+        negative_ttl: duration("--resolver-negative-ttl", settings.resolver_negative_ttl)?
             .unwrap_or(default.negative_ttl),
         ..default
     })
@@ -176,10 +183,12 @@ fn bytes(name: &'static str, text: &Option<String>) -> Result<Option<usize>> {
     text.as_deref().map(|text| size::bytes(text).context(name)).transpose()
 }
 
-fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>> {
+fn duration(name: &str, value: Option<f64>) -> Result<Option<Duration>> {
     let Some(value) = value else { return Ok(None) };
-    let duration = Duration::try_from_secs_f64(value);
-    duration.map(Some).with_context(|| format!("{name} {value} is no number of seconds"))
+    let duration = seconds::duration(value);
+    duration
+        .map(Some)
+        .with_context(|| format!("{name} {value} is no number of seconds up to a year"))
 }
 
 /// The template itself: `text` is a file's path, or Jinja.

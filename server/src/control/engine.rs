@@ -1,7 +1,5 @@
 //! Pausing, aborting, the prefix cache, and what trainers ask before they start.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::{Query, State};
 use loraplex_core::{DType, PauseMode};
@@ -12,6 +10,7 @@ use utoipa::ToSchema;
 use crate::body::{JsonBody, parse};
 use crate::error::{ApiError, ApiResult};
 use crate::openai::error::ErrorResponse;
+use crate::seconds;
 use crate::state::App;
 
 /// Requests that one call aborts at most.
@@ -46,9 +45,12 @@ pub(crate) async fn pause(
     Query(query): Query<PauseQuery>,
 ) -> ApiResult<Json<Status>> {
     let mode = pause_mode(query.mode.as_deref())?;
-    let lease = query.lease_seconds.map(Duration::try_from_secs_f64).transpose();
+    let lease = query.lease_seconds.map(|lease| seconds::duration(lease).ok_or(lease)).transpose();
     let lease = lease.map_err(|_| {
-        ApiError::param("lease_seconds", "`lease_seconds` must be a number of seconds")
+        ApiError::param(
+            "lease_seconds",
+            "`lease_seconds` must be a number of seconds, a year at most",
+        )
     })?;
     let clear_cache = query.clear_cache.unwrap_or(mode != PauseMode::Keep);
     app.engine.pause(mode, clear_cache, lease).await?;

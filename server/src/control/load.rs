@@ -87,7 +87,11 @@ async fn load_body(
 async fn place(app: &AppState, path: &str) -> ApiResult<PathBuf> {
     match &app.hub {
         Some(hub) if hub::is_address(path) && !Path::new(path).exists() => {
-            Ok(hub::fetch_adapter(hub, path).await?)
+            let fetched = hub::fetch_adapter(hub, path).await;
+            Ok(fetched.map_err(|error| {
+                let what = "there is no such folder here, and as an adapter of the Hub";
+                error.context(format_args!("No adapter found for {path}: {what}"))
+            })?)
         }
         _ => app.paths.check(path).await,
     }
