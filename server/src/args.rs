@@ -159,6 +159,10 @@ pub struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_num_batched_tokens: Option<usize>,
+    /// Tokens of a step that one prompt takes at most, so that requests behind a long one begin meanwhile; 0 takes all (default: 0)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_prefill_token_threshold: Option<usize>,
     /// Queue the next step before the one under way has ended (default: on a GPU)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]

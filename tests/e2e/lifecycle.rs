@@ -1,6 +1,6 @@
 //! Overload, keys, and the end.
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use loraplex_tests::{Answer, ServerProcess};
 use reqwest::Method;
 use serde_json::json;
@@ -60,19 +60,18 @@ async fn what_has_no_time_to_finish_says_so() {
     assert_eq!(pause.status().as_u16(), 200);
     let streamed = completion("base", json!({"max_tokens": 50, "stream": true}));
     let whole = completion("base", json!({"max_tokens": 50}));
-    let answers = [streamed, whole].map(|body| {
-        let client = client.clone();
-        tokio::spawn(async move { client.post("/v1/completions", &body).await })
-    });
-    let waiting = "vllm:num_requests_waiting{engine=\"0\",model_name=\"base\"} 2";
-    while !client.get("/metrics").await.text.contains(waiting) {
-        tokio::task::yield_now().await;
-    }
-    let id = server.id().to_string();
-    assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
-    let [streamed, whole] = answers;
-    let events = streamed.await.unwrap().events();
+    let answers = [&streamed, &whole].map(|body| client.post("/v1/completions", body));
+    let stop = async {
+        let waiting = "vllm:num_requests_waiting{engine=\"0\",model_name=\"base\"} 2";
+        while !client.get("/metrics").await.text.contains(waiting) {
+            tokio::task::yield_now().await;
+        }
+        let id = server.id().to_string();
+        assert!(std::process::Command::new("kill").arg(id).status().unwrap().success());
+    };
+    let (answers, ()) = join(join_all(answers), stop).await;
+    let events = answers[0].events();
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "abort");
-    assert_eq!(whole.await.unwrap().json()["choices"][0]["finish_reason"], "abort");
+    assert_eq!(answers[1].json()["choices"][0]["finish_reason"], "abort");
     assert_eq!(server.ended().await.code(), Some(0), "{}", server.logged());
 }
