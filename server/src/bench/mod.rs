@@ -32,7 +32,7 @@ pub mod workload;
 
 use std::fs;
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -93,6 +93,11 @@ impl Plan {
         }
         if let Some(rate) = args.request_rate {
             ensure!(rate.is_finite() && rate >= 1e-3, "--request-rate {rate}: it is 0.001 or more");
+        }
+        for path in [&args.json, &args.svg].into_iter().flatten() {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let is_there = folder.is_none_or(Path::is_dir);
+            ensure!(is_there, "cannot write {}: there is no such folder", path.display());
         }
         let concurrency = args.concurrency.or(args.request_rate.is_none().then_some(8));
         let at_once = concurrency.unwrap_or(args.requests);

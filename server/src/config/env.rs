@@ -14,6 +14,8 @@ pub struct Environment {
     pub log: Option<String>,
     /// `ALLOW_RUNTIME_LORA_UPDATING`.
     pub allow_runtime_lora_updating: bool,
+    /// What it says where that switches nothing, on or off.
+    pub updating_not_understood: Option<String>,
     /// `PLUGINS`, in order.
     pub plugins: Vec<String>,
     /// `LORA_ALLOWED_PATHS`: folders below which adapters may be loaded by path.
@@ -57,11 +59,13 @@ impl Environment {
             }
         }
         let key = variables.get("VLLM_API_KEY").filter(|key| !key.is_empty());
+        let updating = get("ALLOW_RUNTIME_LORA_UPDATING").unwrap_or_default();
+        let is = |values: &[&str]| values.contains(&updating.trim().to_ascii_lowercase().as_str());
         Self {
             log: variables.get("RUST_LOG").cloned(),
-            allow_runtime_lora_updating: get("ALLOW_RUNTIME_LORA_UPDATING").is_some_and(|value| {
-                ["1", "true"].contains(&value.trim().to_ascii_lowercase().as_str())
-            }),
+            allow_runtime_lora_updating: is(&["1", "true"]),
+            updating_not_understood: (!is(&["1", "true", "", "0", "false"]))
+                .then(|| updating.clone()),
             plugins: get("PLUGINS").map(|list| names(&list)).unwrap_or_default(),
             allowed_paths: get("LORA_ALLOWED_PATHS")
                 .or_else(|| variables.get("VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES").cloned())
@@ -112,6 +116,7 @@ mod tests {
         ]);
         assert_eq!(environment.plugins, ["b", "a"]);
         assert!(!environment.allow_runtime_lora_updating, "only 1 and true switch it on");
+        assert_eq!(environment.updating_not_understood.as_deref(), Some("yes"));
         assert_eq!(environment.resolver["LORA_RESOLVER_CACHE_DIR"], "/ours");
         assert_eq!(environment.resolver["LORA_RESOLVER_HF_REPO_LIST"], "x");
     }

@@ -55,7 +55,12 @@ pub(super) fn validate(settings: Settings, environment: &Environment) -> Result<
     };
     engine.lora.base_model.clone_from(&served_model_names[0]);
     let lora_modules = modules(&settings, &served_model_names, engine.lora.enabled)?;
-    let notes = notes(&settings);
+    let mut notes = notes(&settings);
+    if let Some(value) = &environment.updating_not_understood {
+        notes.push(format!(
+            "ALLOW_RUNTIME_LORA_UPDATING={value}: 1 or true opens the control routes, which stay closed"
+        ));
+    }
     Ok(ServerConfig {
         http,
         served_model_names,
