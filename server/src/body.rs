@@ -88,6 +88,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::openai::call::CallFields;
     use crate::openai::sampling::SamplingFields;
 
     #[test]
@@ -102,7 +103,6 @@ mod tests {
             (r#"{"stop_token_ids":[0,"a"]}"#, Some("stop_token_ids[1]")),
             (r#"{"logit_bias":{"x":1}}"#, Some("logit_bias")),
             (r#"{"logit_bias":{"1":"1"}}"#, Some("logit_bias.1")),
-            (r#"{"stream_options":{"include_usage":3}}"#, Some("stream_options.include_usage")),
             ("[]", None),
             ("3", None),
             ("{", None),
@@ -117,7 +117,9 @@ mod tests {
             let body = error.body().error;
             assert_eq!(body.param.as_deref(), param, "{json}: {}", body.message);
         }
+        let error = parse::<CallFields>(br#"{"stream_options":{"include_usage":3}}"#).unwrap_err();
+        assert_eq!(error.body().error.param.as_deref(), Some("stream_options.include_usage"));
         assert!(parse::<SamplingFields>(br#"{"n":null,"user":[],"temperature":0}"#).is_ok());
-        assert!(parse::<SamplingFields>(b"{\"model\":\"\xff\"}").is_err());
+        assert!(parse::<CallFields>(b"{\"model\":\"\xff\"}").is_err());
     }
 }

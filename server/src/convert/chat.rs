@@ -23,7 +23,7 @@ impl Converter {
             (tokens, _) => exactly("max_completion_tokens", tokens)?,
         };
         let min_tokens = fields.min_tokens;
-        let mut call = sampling::call(fields, &self.model)?;
+        let mut call = sampling::call(fields, parse(body)?, &self.model)?;
         call.params.logprobs = logprobs(&own)?;
         call.reply.logprobs = call.params.logprobs.map(|top| top as usize);
         let conversation: ConversationFields = parse(body)?;

@@ -20,7 +20,7 @@ impl Converter {
         refuse_unsupported(&parse(body)?)?;
         let max_tokens = count("max_tokens", fields.max_tokens, u32::MAX)?;
         let min_tokens = fields.min_tokens;
-        let mut call = sampling::call(fields, &self.model)?;
+        let mut call = sampling::call(fields, parse(body)?, &self.model)?;
         call.params.logprobs = count("logprobs", own.logprobs, MAX_LOGPROBS)?;
         call.reply.logprobs = call.params.logprobs.map(|top| top as usize);
         let budget = match max_tokens {

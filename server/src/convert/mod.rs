@@ -5,9 +5,11 @@ mod chat;
 mod completion;
 mod conversation;
 mod inference;
+mod merge;
 mod numbers;
 mod prompt;
 mod sampling;
+mod sglang;
 mod tokenize;
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The fields that every generating route has.
+//! The fields that every generating route has: how its tokens are drawn, and how it is served.
 
 use loraplex_core::adapter::Floor;
 use loraplex_core::{ModelInfo, SamplingParams, TextOptions, UpdatePolicy};
@@ -6,6 +6,7 @@ use loraplex_core::{ModelInfo, SamplingParams, TextOptions, UpdatePolicy};
 use super::numbers::{count, integer, positive, real};
 use super::{Call, Echo, Prompt, Reply, Streaming};
 use crate::error::{ApiError, ApiResult};
+use crate::openai::call::CallFields;
 use crate::openai::sampling::{SamplingFields, Stop};
 
 /// Outputs for one prompt at most.
@@ -21,10 +22,10 @@ const MAX_SALT_BYTES: usize = 1024;
 const LEAST_TEMPERATURE: f32 = 0.01;
 
 /// A call without prompts. `params.max_tokens` is each prompt's own matter.
-pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call> {
+pub(super) fn call(fields: SamplingFields, call: CallFields, model: &ModelInfo) -> ApiResult<Call> {
     let n = outputs(&fields)?;
     let prompt_logprobs = match fields.prompt_logprobs {
-        Some(_) if fields.stream == Some(true) => {
+        Some(_) if call.stream == Some(true) => {
             return Err(ApiError::param(
                 "prompt_logprobs",
                 "`prompt_logprobs` are not available when `stream=True`.",
@@ -32,7 +33,7 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
         }
         wanted => count("prompt_logprobs", wanted, MAX_LOGPROBS)?,
     };
-    let priority = integer("priority", fields.priority, i32::MIN.into()..=i32::MAX.into())?;
+    let priority = integer("priority", call.priority, i32::MIN.into()..=i32::MAX.into())?;
     Ok(Call {
         n,
         params: params(&fields, model)?,
@@ -41,19 +42,19 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
             include_stop: fields.include_stop_str_in_output.unwrap_or(false),
             skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
         },
-        cache_salt: bounded_text("cache_salt", fields.cache_salt, MAX_SALT_BYTES)?,
+        cache_salt: bounded_text("cache_salt", call.cache_salt, MAX_SALT_BYTES)?,
         priority: priority.unwrap_or(0) as i32,
         prompt_logprobs,
-        request_id: request_id(fields.request_id)?,
+        request_id: request_id(call.request_id)?,
         batch_id: None,
-        update_policy: fields.lora_update_policy.as_deref().map(update_policy).transpose()?,
+        update_policy: call.lora_update_policy.as_deref().map(update_policy).transpose()?,
         floor: Floor {
-            generation: version("min_generation", fields.min_generation)?,
-            policy_version: version("min_policy_version", fields.min_policy_version)?,
+            generation: version("min_generation", call.min_generation)?,
+            policy_version: version("min_policy_version", call.min_policy_version)?,
         },
         reply: Reply {
-            weight_versions: fields.return_weight_versions.unwrap_or(false),
-            stream: match (fields.stream, fields.stream_options) {
+            weight_versions: call.return_weight_versions.unwrap_or(false),
+            stream: match (call.stream, call.stream_options) {
                 (Some(true), options) => {
                     let options = options.unwrap_or_default();
                     let usage = options.include_usage.unwrap_or(false);
@@ -72,7 +73,7 @@ pub(super) fn call(fields: SamplingFields, model: &ModelInfo) -> ApiResult<Call>
             tokens_as_ids: fields.return_tokens_as_token_ids.unwrap_or(false),
             echo: Echo::None,
         },
-        model: fields.model,
+        model: call.model,
         prompts: Vec::new(),
     })
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::call::CallFields;
 use super::completion::StopReason;
 use super::logprobs::{ChatLogprobs, PromptLogprobs};
 use super::sampling::SamplingFields;
@@ -36,7 +37,8 @@ pub struct ConversationFields {
     pub tools: Option<Vec<Value>>,
 }
 
-/// Fields of `/v1/chat/completions` beside [`SamplingFields`] and [`ConversationFields`].
+/// Fields of `/v1/chat/completions` beside [`CallFields`], [`SamplingFields`] and
+/// [`ConversationFields`].
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct ChatFields {
     /// Tokens to draw at most; goes before `max_tokens`.
@@ -59,6 +61,9 @@ pub(crate) struct ChatRequest {
     #[schema(inline)]
     #[serde(flatten)]
     own: ChatFields,
+    #[schema(inline)]
+    #[serde(flatten)]
+    call: CallFields,
     #[schema(inline)]
     #[serde(flatten)]
     sampling: SamplingFields,

@@ -3,13 +3,14 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::call::CallFields;
 use super::input::Prompts;
 use super::logprobs::{CompletionLogprobs, PromptLogprobs};
 use super::sampling::SamplingFields;
 use super::usage::Usage;
 use super::weights::WeightSpan;
 
-/// Fields of `/v1/completions` beside [`SamplingFields`].
+/// Fields of `/v1/completions` beside [`CallFields`] and [`SamplingFields`].
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct CompletionFields {
     /// A text, a list of texts, a list of tokens, or a list of lists of tokens.
@@ -32,6 +33,9 @@ pub(crate) struct CompletionRequest {
     #[schema(inline)]
     #[serde(flatten)]
     own: CompletionFields,
+    #[schema(inline)]
+    #[serde(flatten)]
+    call: CallFields,
     #[schema(inline)]
     #[serde(flatten)]
     sampling: SamplingFields,

@@ -3,29 +3,33 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::call::CallFields;
 use super::logprobs::PromptLogprobs;
 use super::usage::Usage;
 use super::weights::WeightSpan;
 
-/// Body of `/inference/v1/generate`.
+/// Fields of `/inference/v1/generate` beside [`CallFields`].
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct InferenceRequest {
-    /// A served name of the base, or an adapter's name; the base when left out.
-    pub model: Option<String>,
+pub struct InferenceFields {
     /// The prompt.
     pub token_ids: Vec<u32>,
     /// The sampling fields of `/v1/completions`, and `logprobs`. Without `max_tokens` the output may fill the model's length.
+    /// Fields of the body beside it may stand here instead.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub sampling_params: serde_json::Map<String, serde_json::Value>,
-    /// Cached prefixes are shared only under the same salt.
-    pub cache_salt: Option<String>,
-    /// Lower runs earlier.
-    pub priority: Option<i64>,
-    /// The call's id.
-    pub request_id: Option<String>,
-    /// Not supported here.
-    pub stream: Option<bool>,
+}
+
+/// The body of `/inference/v1/generate`, for its documentation. `stream` is refused.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "the body is read as its two parts")]
+pub(crate) struct InferenceRequest {
+    #[schema(inline)]
+    #[serde(flatten)]
+    own: InferenceFields,
+    #[schema(inline)]
+    #[serde(flatten)]
+    call: CallFields,
 }
 
 /// Answer of `/inference/v1/generate`.

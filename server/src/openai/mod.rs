@@ -1,5 +1,6 @@
 //! Wire types: what OpenAI's, and vLLM's, clients send and read. Shapes only; `convert` checks what they say.
 
+pub mod call;
 pub mod chat;
 pub mod completion;
 pub mod error;

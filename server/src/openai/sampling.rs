@@ -1,4 +1,4 @@
-//! Fields that every generating route has.
+//! Fields of every generating route that say how tokens are drawn.
 
 use std::fmt;
 
@@ -6,13 +6,9 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::usage::StreamOptions;
-
 /// Fields that every generating route has. All are optional; fields that nobody knows are ignored.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct SamplingFields {
-    /// A served name of the base, or an adapter's name; the base when left out.
-    pub model: Option<String>,
     /// From 0 (greedy) to 2; what lies between 0 and 0.01 counts as 0.01.
     pub temperature: Option<f64>,
     /// Over 0, at most 1.
@@ -56,25 +52,6 @@ pub struct SamplingFields {
     pub return_token_ids: Option<bool>,
     /// Write tokens of log-probabilities as `token_id:123`.
     pub return_tokens_as_token_ids: Option<bool>,
-    /// Cached prefixes are shared only under the same salt.
-    pub cache_salt: Option<String>,
-    /// Lower runs earlier.
-    pub priority: Option<i64>,
-    /// The call's id, in place of one that the server makes; the header `X-Request-Id` goes before it.
-    pub request_id: Option<String>,
-    /// What happens when the adapter is replaced before the output ends: `pin` finishes on the weights that it started
-    /// with, `follow` takes the new ones at the next token.
-    pub lora_update_policy: Option<String>,
-    /// Report which generation of the adapter drew which tokens.
-    pub return_weight_versions: Option<bool>,
-    /// Wait for this generation of the adapter or a newer one, for as long as a request waits for room.
-    pub min_generation: Option<i64>,
-    /// Wait for this policy version of the adapter or a newer one.
-    pub min_policy_version: Option<i64>,
-    /// Answer in server-sent events.
-    pub stream: Option<bool>,
-    /// What a stream tells beside its text.
-    pub stream_options: Option<StreamOptions>,
 }
 
 /// One text or several.

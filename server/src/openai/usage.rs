@@ -36,7 +36,7 @@ impl Usage {
 }
 
 /// What a stream tells beside its text.
-#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 pub struct StreamOptions {
     /// End with a chunk that has the usage and no choices.
     pub include_usage: Option<bool>,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::openai::call::CallFields;
 use crate::openai::weights::WeightSpan;
 
 /// One value, or one for each prompt.
@@ -16,16 +17,16 @@ pub enum OneOrMany<T> {
     Many(Vec<T>),
 }
 
-/// Body of `/generate`.
+/// Fields of `/generate` beside [`CallFields`].
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct GenerateBody {
+pub struct GenerateFields {
     /// Prompts as text.
     #[schema(value_type = Option<Object>)]
     pub text: Option<OneOrMany<String>>,
     /// Prompts as tokens.
     #[schema(value_type = Option<Object>)]
     pub input_ids: Option<OneOrMany<Vec<u32>>>,
-    /// `max_new_tokens` (128), `temperature`, `top_p`, ...
+    /// `max_new_tokens` (128), `temperature`, `top_p`, ... Fields that every generating route has may stand here or beside it.
     #[schema(value_type = Option<Object>)]
     pub sampling_params: Option<OneOrMany<Map<String, Value>>>,
     /// The adapter's name, or one for each prompt; null is the base.
@@ -33,10 +34,20 @@ pub struct GenerateBody {
     pub lora_path: Option<OneOrMany<Option<String>>>,
     /// Report the tokens' log-probabilities.
     pub return_logprob: Option<bool>,
-    /// The call's id.
+    /// The call's id, before `request_id`.
     pub rid: Option<String>,
-    /// Answer with server-sent events, each of which holds all of its output so far.
-    pub stream: Option<bool>,
+}
+
+/// The body of `/generate`, for its documentation. Each event of a stream holds all of its output so far.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "the body is read as its two parts")]
+pub(crate) struct GenerateBody {
+    #[schema(inline)]
+    #[serde(flatten)]
+    own: GenerateFields,
+    #[schema(inline)]
+    #[serde(flatten)]
+    call: CallFields,
 }
 
 /// Answer for one prompt.

@@ -1,12 +1,14 @@
 //! What trainers do: push while tokens flow, pause, abort, and ask which weights made which tokens.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::Request;
 use futures::future::join;
 use loraplex_core::Llm;
 use serde_json::{Value, json};
 
-use crate::{Answer, app, demo, drawn, drawn_more, load, metric, post_request, send};
+use crate::{Answer, app, app_with, demo, drawn, drawn_more, load, metric, post_request, send};
 
 async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
     send(app(llm, &[], &[]), post_request(path, &body)).await
@@ -88,6 +90,51 @@ async fn a_request_waits_for_the_policy_that_it_wants() {
     let base = json!({"prompt": "a", "min_generation": 1});
     assert_eq!(call(&llm, "/v1/completions", base).await.status, 400);
     assert_eq!(call(&llm, "/v1/completions", body(-1)).await.status, 400);
+}
+
+#[tokio::test]
+async fn token_routes_take_the_policy_beside_their_sampling_params_and_in_them() {
+    let llm = load(|_| {});
+    call(&llm, "/load_lora_adapter", push("poet", 1)).await;
+    let routes = [
+        ("/inference/v1/generate", json!({"model": "policy", "token_ids": [5, 6]})),
+        ("/generate", json!({"lora_path": "policy", "input_ids": [5, 6]})),
+    ];
+    for (path, body) in routes {
+        let ask = async |beside: Value, inside: Value| {
+            let mut body = body.clone();
+            body.as_object_mut().unwrap().extend(beside.as_object().unwrap().clone());
+            body["sampling_params"] = json!({"max_tokens": 1});
+            let params = body["sampling_params"].as_object_mut().unwrap();
+            params.extend(inside.as_object().unwrap().clone());
+            let impatient = app_with(&llm, |serving| serving.adapter_wait = Duration::ZERO);
+            send(impatient, post_request(path, &body)).await
+        };
+        for stale in [json!({"min_policy_version": 2}), json!({"min_generation": 1_u64 << 62})] {
+            assert_eq!(ask(stale.clone(), json!({})).await.status, 503, "{path} {stale}");
+            assert_eq!(ask(json!({}), stale.clone()).await.status, 503, "{path} {stale}");
+        }
+        let fresh = json!({"min_policy_version": 1, "return_weight_versions": true});
+        for (beside, inside) in [(&fresh, &json!({})), (&json!({}), &fresh), (&fresh, &fresh)] {
+            let answer = ask(beside.clone(), inside.clone()).await.json();
+            let spans =
+                [&answer["choices"][0]["weight_versions"], &answer["meta_info"]["weight_versions"]];
+            assert!(spans.iter().any(|spans| spans[0]["policy_version"] == 1), "{path} {answer}");
+        }
+        for (field, beside, inside) in [
+            ("min_policy_version", json!(1), json!(2)),
+            ("min_generation", json!(0), json!(1)),
+            ("return_weight_versions", json!(true), json!(false)),
+            ("lora_update_policy", json!("pin"), json!("follow")),
+            ("cache_salt", json!("a"), json!("b")),
+            ("priority", json!(1), json!(2)),
+        ] {
+            let answer = ask(json!({ field: beside }), json!({ field: inside })).await;
+            assert_eq!(answer.error(400).0, field, "{path}");
+        }
+        let neither = ask(json!({"lora_update_policy": "later"}), json!({})).await;
+        assert_eq!(neither.error(400).0, "lora_update_policy", "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

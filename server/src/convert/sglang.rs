@@ -1,0 +1,95 @@
+//! SGLang's `/generate`.
+
+use serde_json::{Map, Value};
+
+use super::inference::{TokenCall, json};
+use super::{Call, Converter};
+use crate::body::parse;
+use crate::error::{ApiError, ApiResult};
+use crate::openai::call::CallFields;
+use crate::openai::input::PromptInput;
+use crate::sglang::wire::{GenerateFields, OneOrMany};
+
+/// SGLang's default.
+const MAX_TOKENS: u32 = 128;
+
+impl Converter {
+    /// Checks a body of SGLang's `/generate`: one call for each prompt, since each may have an adapter of its own.
+    pub(crate) fn sglang(&self, body: &[u8]) -> ApiResult<Vec<Call>> {
+        let call: CallFields = parse(body)?;
+        let own: GenerateFields = parse(body)?;
+        let prompts = prompts(own.text, own.input_ids)?;
+        let count = prompts.len();
+        if count == 0 || count > self.max_outputs {
+            let most = self.max_outputs;
+            let message = format!("{count} prompts in a call, which takes from 1 to {most}");
+            return Err(ApiError::param("text", message));
+        }
+        let adapters = per_prompt("lora_path", own.lora_path, count)?;
+        let params = per_prompt("sampling_params", own.sampling_params, count)?;
+        let logprobs = own.return_logprob.unwrap_or(false).then_some(0);
+        let calls = prompts.into_iter().zip(adapters).zip(params).enumerate();
+        let calls = calls.map(|(index, ((input, adapter), params))| {
+            let params = json(&renamed(params.unwrap_or_default()));
+            let mut call = call.clone().merge(parse(&params)?)?;
+            call.model = adapter.flatten();
+            call.return_weight_versions = Some(true);
+            call.request_id = own.rid.clone().or(call.request_id).map(|id| match count {
+                1 => id,
+                _ => format!("{id}-{index}"),
+            });
+            let fields = parse(&params)?;
+            self.token_call(TokenCall { fields, call, input, logprobs, max_tokens: MAX_TOKENS })
+        });
+        calls.collect()
+    }
+}
+
+fn prompts(
+    text: Option<OneOrMany<String>>,
+    input_ids: Option<OneOrMany<Vec<u32>>>,
+) -> ApiResult<Vec<PromptInput>> {
+    Ok(match (text, input_ids) {
+        (Some(OneOrMany::One(text)), None) => vec![PromptInput::Text(text)],
+        (Some(OneOrMany::Many(texts)), None) => texts.into_iter().map(PromptInput::Text).collect(),
+        (None, Some(OneOrMany::One(tokens))) => vec![PromptInput::Tokens(tokens)],
+        (None, Some(OneOrMany::Many(lists))) => {
+            lists.into_iter().map(PromptInput::Tokens).collect()
+        }
+        _ => return Err(ApiError::param("text", "give either `text` or `input_ids`")),
+    })
+}
+
+/// One value a prompt: the same for all, or one each.
+fn per_prompt<T: Clone>(
+    field: &'static str,
+    given: Option<OneOrMany<T>>,
+    prompts: usize,
+) -> ApiResult<Vec<Option<T>>> {
+    match given {
+        None => Ok(vec![None; prompts]),
+        Some(OneOrMany::One(value)) => Ok(vec![Some(value); prompts]),
+        Some(OneOrMany::Many(values)) if values.len() == prompts => {
+            Ok(values.into_iter().map(Some).collect())
+        }
+        Some(OneOrMany::Many(values)) => {
+            let message = format!("`{field}` has {} entries for {prompts} prompts", values.len());
+            Err(ApiError::param(field, message))
+        }
+    }
+}
+
+/// SGLang's names of sampling fields under those of the other routes.
+fn renamed(mut params: Map<String, Value>) -> Map<String, Value> {
+    for (theirs, ours) in [
+        ("max_new_tokens", "max_tokens"),
+        ("min_new_tokens", "min_tokens"),
+        ("sampling_seed", "seed"),
+        ("no_stop_trim", "include_stop_str_in_output"),
+    ] {
+        if let Some(value) = params.remove(theirs) {
+            params.insert(ours.to_owned(), value);
+        }
+    }
+    params
+}
