@@ -7,7 +7,7 @@ use super::completion::{check_min_tokens, no_tokens};
 use super::numbers::count;
 use super::prompt::Budget;
 use super::sampling::{self, MAX_LOGPROBS};
-use super::{Call, Converter};
+use super::{Call, Converter, refuse_unsupported};
 use crate::body::parse;
 use crate::error::{ApiError, ApiResult};
 use crate::openai::call::CallFields;
@@ -37,6 +37,8 @@ impl Converter {
     pub(crate) fn inference(&self, body: &[u8]) -> ApiResult<Call> {
         let InferenceFields { token_ids, sampling_params } = parse(body)?;
         let params = json(&sampling_params);
+        refuse_unsupported(&parse(body)?)?;
+        refuse_unsupported(&parse(&params)?)?;
         let own: OwnFields = parse(&params)?;
         let call = parse::<CallFields>(body)?.merge(parse(&params)?)?;
         if call.stream == Some(true) {

@@ -3,21 +3,26 @@
 use serde_json::{Map, Value};
 
 use super::inference::{TokenCall, json};
-use super::{Call, Converter};
+use super::{Call, Converter, refuse_unsupported};
 use crate::body::parse;
 use crate::error::{ApiError, ApiResult};
 use crate::openai::call::CallFields;
 use crate::openai::input::PromptInput;
+use crate::openai::sampling::SamplingFields;
+use crate::openai::unsupported::is_empty;
 use crate::sglang::wire::{GenerateFields, OneOrMany};
 
 /// SGLang's default.
 const MAX_TOKENS: u32 = 128;
 
 impl Converter {
-    /// Checks a body of SGLang's `/generate`: one call for each prompt, since each may have an adapter of its own.
-    pub(crate) fn sglang(&self, body: &[u8]) -> ApiResult<Vec<Call>> {
+    /// Checks a body of SGLang's `/generate`: one call for each prompt, since each may have an adapter of its own. `served`
+    /// are the base's names.
+    pub(crate) fn sglang(&self, body: &[u8], served: &[String]) -> ApiResult<Vec<Call>> {
         let call: CallFields = parse(body)?;
         let own: GenerateFields = parse(body)?;
+        refuse_unsupported(&parse(body)?)?;
+        refuse_reports(&own)?;
         let prompts = prompts(own.text, own.input_ids)?;
         let count = prompts.len();
         if count == 0 || count > self.max_outputs {
@@ -31,17 +36,70 @@ impl Converter {
         let calls = prompts.into_iter().zip(adapters).zip(params).enumerate();
         let calls = calls.map(|(index, ((input, adapter), params))| {
             let params = json(&renamed(params.unwrap_or_default()));
+            refuse_unsupported(&parse(&params)?)?;
             let mut call = call.clone().merge(parse(&params)?)?;
-            call.model = adapter.flatten();
+            call.model = model(adapter.flatten(), call.model, served)?;
             call.return_weight_versions = Some(true);
             call.request_id = own.rid.clone().or(call.request_id).map(|id| match count {
                 1 => id,
                 _ => format!("{id}-{index}"),
             });
-            let fields = parse(&params)?;
+            let fields: SamplingFields = parse(&params)?;
+            if fields.prompt_logprobs.is_some() {
+                return Err(not_reported("prompt_logprobs"));
+            }
             self.token_call(TokenCall { fields, call, input, logprobs, max_tokens: MAX_TOKENS })
         });
         calls.collect()
+    }
+}
+
+/// Answers have the log-probabilities of the tokens that were drawn. SGLang's clients send the values that ask for no more.
+fn refuse_reports(own: &GenerateFields) -> ApiResult<()> {
+    if own.return_logprob != Some(true) {
+        return Ok(());
+    }
+    if any(&own.logprob_start_len, |start| start >= 0) {
+        return Err(not_reported("logprob_start_len"));
+    }
+    if any(&own.top_logprobs_num, |top| top > 0) {
+        return Err(not_reported("top_logprobs_num"));
+    }
+    if own.token_ids_logprob.as_ref().is_some_and(|ids| !is_empty(ids)) {
+        return Err(not_reported("token_ids_logprob"));
+    }
+    Ok(())
+}
+
+fn any(given: &Option<OneOrMany<Option<i64>>>, asks: impl Fn(i64) -> bool) -> bool {
+    match given {
+        None => false,
+        Some(OneOrMany::One(value)) => value.is_some_and(asks),
+        Some(OneOrMany::Many(values)) => values.iter().flatten().any(|&value| asks(value)),
+    }
+}
+
+fn not_reported(field: &'static str) -> ApiError {
+    let message = format!(
+        "`{field}` asks for log-probabilities that /generate does not report; /v1/completions has \
+         `prompt_logprobs` and `logprobs`"
+    );
+    ApiError::param(field, message)
+}
+
+/// The adapter of a prompt. SGLang has `lora_path` alone; routers and OpenAI's clients add a `model`, mostly the base's name.
+fn model(
+    path: Option<String>,
+    model: Option<String>,
+    served: &[String],
+) -> ApiResult<Option<String>> {
+    let path = path.filter(|path| !path.is_empty());
+    match (path, model) {
+        (Some(path), Some(model)) if path != model && !served.contains(&model) => {
+            let message = "`model` is neither the base nor the adapter that `lora_path` names";
+            Err(ApiError::param("model", message))
+        }
+        (path, model) => Ok(path.or(model)),
     }
 }
 

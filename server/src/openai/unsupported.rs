@@ -1,4 +1,5 @@
-//! Fields of OpenAI's and vLLM's requests that would change the output and that this server does not have.
+//! Fields of OpenAI's, vLLM's and SGLang's requests that would change the output, or that ask for a report which answers do
+//! not have.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,8 +12,12 @@ use serde_json::Value;
 const FIELDS: &[&str] = &[
     "allowed_token_ids",
     "audio",
+    "audio_data",
     "bad_words",
     "chat_template",
+    "custom_logit_processor",
+    "ebnf",
+    "features",
     "function_call",
     "functions",
     "guided_choice",
@@ -20,18 +25,31 @@ const FIELDS: &[&str] = &[
     "guided_grammar",
     "guided_json",
     "guided_regex",
+    "image_data",
+    "input_embeds",
+    "json_schema",
     "length_penalty",
     "logits_processors",
     "mm_processor_kwargs",
     "prediction",
     "prompt_embeds",
+    "regex",
+    "repetition_detection",
     "response_format",
+    "return_entropy",
+    "return_hidden_states",
+    "return_routed_experts",
+    "session_params",
+    "stop_regex",
+    "structural_tag",
     "structured_outputs",
     "suffix",
+    "thinking_token_budget",
     "tool_choice",
     "tools",
     "truncate_prompt_tokens",
     "use_beam_search",
+    "video_data",
     "web_search_options",
 ];
 
@@ -85,12 +103,22 @@ fn is_harmless(field: &str, value: &Value) -> bool {
     match (field, value) {
         (_, Value::Null | Value::Bool(false)) => true,
         (_, Value::String(text)) => text.is_empty(),
-        (_, Value::Array(list)) => list.is_empty(),
+        (_, Value::Array(list)) => list.iter().all(is_empty),
         ("response_format", Value::Object(fields)) => {
             fields.get("type").is_some_and(|kind| kind == "text")
         }
         (_, Value::Object(fields)) => fields.is_empty(),
         ("length_penalty", Value::Number(number)) => number.as_f64() == Some(1.0),
+        _ => false,
+    }
+}
+
+/// Whether a value is there for its place alone: SGLang's clients send `[null]` for a prompt without images.
+pub(crate) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.iter().all(is_empty),
         _ => false,
     }
 }
@@ -109,6 +137,11 @@ mod tests {
             (r#"{"tool_choice":"auto","user":"x"}"#, vec![]),
             (r#"{"response_format":{"type":"json_object"}}"#, vec!["response_format"]),
             (r#"{"suffix":"x","functions":[{}]}"#, vec!["suffix", "functions"]),
+            (
+                r#"{"image_data":[null,[],[null]],"regex":null,"return_hidden_states":false}"#,
+                vec![],
+            ),
+            (r#"{"image_data":[null,["x"]],"ebnf":"root ::= a"}"#, vec!["image_data", "ebnf"]),
             (r#"{"guided_regex":"a+","x":[[[1]]]}"#, vec!["guided_regex"]),
         ] {
             let Unsupported(fields) = serde_json::from_str(json).unwrap();

@@ -30,7 +30,8 @@ pub(crate) async fn generate(
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> ApiResult<Response> {
-    let calls = app.work(move |converter| converter.sglang(&body)).await?;
+    let state = app.clone();
+    let calls = app.work(move |converter| converter.sglang(&body, &state.served)).await?;
     let started = calls.into_iter().map(|call| Started::new(&app, &headers, "sgl", call));
     // All are taken before any is waited for, so that they share steps.
     let started = try_join_all(started).await?;

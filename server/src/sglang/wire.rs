@@ -29,11 +29,20 @@ pub struct GenerateFields {
     /// `max_new_tokens` (128), `temperature`, `top_p`, ... Fields that every generating route has may stand here or beside it.
     #[schema(value_type = Option<Object>)]
     pub sampling_params: Option<OneOrMany<Map<String, Value>>>,
-    /// The adapter's name, or one for each prompt; null is the base.
+    /// The adapter's name, or one for each prompt; null is `model`, the base when left out.
     #[schema(value_type = Option<Object>)]
     pub lora_path: Option<OneOrMany<Option<String>>>,
     /// Report the tokens' log-probabilities.
     pub return_logprob: Option<bool>,
+    /// Only -1, the output alone.
+    #[schema(value_type = Option<i64>)]
+    pub logprob_start_len: Option<OneOrMany<Option<i64>>>,
+    /// Only 0.
+    #[schema(value_type = Option<i64>)]
+    pub top_logprobs_num: Option<OneOrMany<Option<i64>>>,
+    /// Only null or empty.
+    #[schema(value_type = Option<Object>)]
+    pub token_ids_logprob: Option<Value>,
     /// The call's id, before `request_id`.
     pub rid: Option<String>,
 }

@@ -299,6 +299,97 @@ async fn sglangs_prompts_have_adapters_of_their_own() {
 }
 
 #[tokio::test]
+async fn what_token_routes_cannot_do_is_refused_and_what_clients_always_send_is_not() {
+    let llm = load(|_| {});
+    let bodies = [
+        ("/inference/v1/generate", json!({"token_ids": [5, 6]})),
+        ("/generate", json!({"input_ids": [5, 6], "return_logprob": true})),
+    ];
+    let ask = async |path: &str, body: &Value, beside: Value, inside: Value| {
+        let mut body = body.clone();
+        body.as_object_mut().unwrap().extend(beside.as_object().unwrap().clone());
+        body["sampling_params"] = json!({"max_tokens": 1});
+        let params = body["sampling_params"].as_object_mut().unwrap();
+        params.extend(inside.as_object().unwrap().clone());
+        call(&llm, path, body).await
+    };
+    let asked = json!({
+        "guided_json": {"type": "object"}, "bad_words": ["a"], "allowed_token_ids": [1],
+        "structured_outputs": {"regex": "a"}, "json_schema": "{}", "regex": "a", "ebnf": "root ::= a",
+        "structural_tag": "{}", "custom_logit_processor": "x", "image_data": ["http://x"],
+        "audio_data": "http://x", "return_hidden_states": true,
+    });
+    // As SGLang's own client, verl's, slime's and AReaL's send them, and a dump of vLLM's class.
+    let beside = json!({
+        "image_data": [null], "audio_data": null, "video_data": [], "logprob_start_len": -1,
+        "top_logprobs_num": 0, "token_ids_logprob": [], "custom_logit_processor": null,
+        "return_hidden_states": false, "return_routed_experts": false, "modalities": [],
+        "return_text_in_logprobs": false, "log_metrics": true, "session_params": null,
+    });
+    let inside = json!({
+        "json_schema": null, "regex": null, "ebnf": null, "structural_tag": null, "top_k": 100_000_000,
+        "spaces_between_special_tokens": false, "skip_special_tokens": false, "bad_words": [],
+        "structured_outputs": null, "allowed_token_ids": null, "output_kind": 2, "detokenize": true,
+        "frequency_penalty": 0.0, "stop": null, "stop_token_ids": [], "custom_params": null,
+    });
+    for (path, body) in &bodies {
+        for (field, value) in asked.as_object().unwrap() {
+            for (beside, inside) in
+                [(json!({ field: value }), json!({})), (json!({}), json!({ field: value }))]
+            {
+                let (param, message) = ask(path, body, beside, inside).await.error(400);
+                assert_eq!(param, json!(field), "{path}");
+                assert!(message.contains(field), "{message}");
+            }
+        }
+        let answer = ask(path, body, beside.clone(), inside.clone()).await;
+        assert_eq!(answer.status, 200, "{path} {}", answer.text);
+    }
+    let (path, body) = &bodies[1];
+    for (field, value) in [
+        ("logprob_start_len", json!(0)),
+        ("top_logprobs_num", json!([2])),
+        ("token_ids_logprob", json!([[5]])),
+    ] {
+        let answer = ask(path, body, json!({ field: value }), json!({})).await;
+        assert_eq!(answer.error(400).0, field);
+        let unasked = json!({ field: value, "return_logprob": false });
+        assert_eq!(ask(path, body, unasked, json!({})).await.status, 200);
+    }
+    let scored = ask(path, body, json!({}), json!({"prompt_logprobs": 1})).await;
+    assert_eq!(scored.error(400).0, "prompt_logprobs");
+}
+
+#[tokio::test]
+async fn sglangs_model_is_served_where_no_lora_path_says_otherwise() {
+    let llm = load(|_| {});
+    let ask = async |fields: Value| {
+        let mut body = json!({
+            "text": "Once upon a time",
+            "sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": true},
+        });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        call(&llm, "/generate", body).await
+    };
+    let text = async |fields: Value| ask(fields).await.json()["text"].clone();
+    let base = text(json!({})).await;
+    let pirate = text(json!({"lora_path": "pirate"})).await;
+    assert_ne!(base, pirate);
+    assert_eq!(text(json!({"model": "alias"})).await, base);
+    for same in [
+        json!({"model": "pirate"}),
+        json!({"model": "pirate", "lora_path": null}),
+        json!({"model": "pirate", "lora_path": "pirate"}),
+        json!({"model": "demo", "lora_path": "pirate"}),
+    ] {
+        assert_eq!(text(same.clone()).await, pirate, "{same}");
+    }
+    assert_eq!(ask(json!({"model": "nobody"})).await.error(404).0, "model");
+    let two = json!({"model": "org/shout", "lora_path": "pirate"});
+    assert_eq!(ask(two).await.error(400).0, "model");
+}
+
+#[tokio::test]
 async fn sglangs_streams_repeat_all_that_has_come() {
     let llm = load(|_| {});
     // So many that whoever reads late still finds some to come.
