@@ -71,7 +71,7 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// Tokens to draw at most, at least 1; prompt and output together stay within the model's length.
     pub max_tokens: u32,
-    /// End tokens and `stop_token_ids` cannot be drawn before this many.
+    /// End tokens and `stop_token_ids` cannot be drawn before this many, and no stop text ends the output within them.
     pub min_tokens: u32,
     /// Go on after the model's end token.
     pub ignore_eos: bool,

@@ -41,7 +41,7 @@ impl OutputStream {
             id,
             inbox,
             piece: Piece::default(),
-            text: TextStream::new(tokens, request.text.clone()),
+            text: TextStream::new(tokens, request.text.clone(), request.params.min_tokens),
             prompt_logprobs: request.prompt_logprobs.map(|_| vec![None]),
             ended: false,
             _place: place,
@@ -148,15 +148,26 @@ impl Drop for OutputStream {
 struct TextStream {
     tokens: TokenStream,
     options: TextOptions,
+    /// Tokens whose text ends nothing, still to come.
+    unstoppable: u32,
     /// Decoded and not handed out.
     held: String,
+    /// Bytes of `held` in which no stop text may end: they are of unstoppable tokens.
+    passed: usize,
     /// A stop text ended the output before the engine did.
     stopped_early: bool,
 }
 
 impl TextStream {
-    fn new(tokens: TokenStream, options: TextOptions) -> Self {
-        Self { tokens, options, held: String::new(), stopped_early: false }
+    fn new(tokens: TokenStream, options: TextOptions, min_tokens: u32) -> Self {
+        Self {
+            tokens,
+            options,
+            unstoppable: min_tokens,
+            held: String::new(),
+            passed: 0,
+            stopped_early: false,
+        }
     }
 
     /// Appends what `token` adds to `out`. Returns the stop text that it completed.
@@ -170,6 +181,10 @@ impl TextStream {
         if ending.is_some() {
             self.held.push_str(&self.tokens.flush().unwrap_or_default());
         }
+        if self.unstoppable > 0 {
+            self.unstoppable -= 1;
+            self.passed = self.held.len();
+        }
         if let Some((at, stop)) = self.first_stop() {
             let end = if self.options.include_stop { at + stop.len() } else { at };
             let stop = stop.to_owned();
@@ -179,7 +194,9 @@ impl TextStream {
             return Some(stop);
         }
         let keep = if ending.is_some() { 0 } else { self.undecided() };
-        out.extend(self.held.drain(..self.held.len() - keep));
+        let decided = self.held.len() - keep;
+        out.extend(self.held.drain(..decided));
+        self.passed = self.passed.saturating_sub(decided);
         None
     }
 
@@ -195,17 +212,76 @@ impl TextStream {
         self.options
             .stop
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at, stop.as_str())))
+            .filter_map(|stop| {
+                // One that ends in what has passed begins before this.
+                let from =
+                    self.held.ceil_char_boundary((self.passed + 1).saturating_sub(stop.len()));
+                self.held[from..].find(stop.as_str()).map(|at| (from + at, stop.as_str()))
+            })
             .min_by_key(|&(at, stop)| (at, std::cmp::Reverse(stop.len())))
     }
 
     /// Length of the longest tail that could still become a stop text.
     fn undecided(&self) -> usize {
-        let starts_stop = |tail: &str| self.options.stop.iter().any(|stop| stop.starts_with(tail));
+        // A whole one is decided: it has passed.
+        let starts_stop = |tail: &str| {
+            self.options.stop.iter().any(|stop| stop.len() > tail.len() && stop.starts_with(tail))
+        };
         self.held
             .char_indices()
             .map(|(at, _)| &self.held[at..])
             .find(|tail| starts_stop(tail))
             .map_or(0, str::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tokenizer::Tokenizer;
+
+    #[test]
+    fn no_stop_text_ends_an_output_before_its_least_length() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/smollm2/tokenizer");
+        let tokenizer = Arc::new(Tokenizer::from_folder(folder.as_ref()).unwrap());
+        // One token a character.
+        let read = |text: &str, stops: &[&str], min_tokens: u32| {
+            let stop = stops.iter().map(|&stop| stop.to_owned()).collect();
+            let options = TextOptions { stop, ..TextOptions::default() };
+            let tokens = TokenStream::continuing(tokenizer.clone(), true);
+            let mut stream = TextStream::new(tokens, options, min_tokens);
+            let mut out = String::new();
+            let last = text.chars().count() - 1;
+            for (index, character) in text.chars().enumerate() {
+                let ids = tokenizer.encode(&character.to_string(), false).unwrap();
+                assert_eq!(ids.len(), 1, "{character}");
+                let ending = (index == last).then_some((FinishReason::Length, None));
+                if let Some(stop) = stream.push(ids[0], ending.as_ref(), &mut out) {
+                    return (out, stop);
+                }
+            }
+            (out, String::new())
+        };
+        for (text, stops, min_tokens, out, stop) in [
+            ("a,b,c,d", &[","][..], 0, "a", ","),
+            ("a,b,c,d", &[","], 1, "a", ","),
+            ("a,b,c,d", &[","], 2, "a,b", ","),
+            ("a,b,c,d", &[","], 5, "a,b,c", ","),
+            ("a,b,c,d", &[","], 7, "a,b,c,d", ""),
+            ("a,b,c,d", &["d"], 7, "a,b,c,d", ""),
+            ("a,b,c,d", &["d"], 6, "a,b,c,", "d"),
+            // What begins among the first tokens and ends behind them stops.
+            ("a,b,c,d", &[",b,c"], 3, "a", ",b,c"),
+            ("a,b,c,d", &["b,c", ","], 4, "a,", "b,c"),
+            ("a,b,c,d", &["b,cx", ","], 4, "a,b,c", ","),
+            ("aaaa", &["aa"], 2, "a", "aa"),
+            ("éé,é", &["é,"], 2, "é", "é,"),
+            ("éé,é", &["é"], 3, "éé,", "é"),
+        ] {
+            let read = read(text, stops, min_tokens);
+            assert_eq!(read, (out.into(), stop.into()), "{text} {stops:?} {min_tokens}");
+        }
     }
 }

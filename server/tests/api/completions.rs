@@ -144,3 +144,28 @@ async fn ids_are_the_clients_own() {
     assert_eq!(answer.json()["id"], "cmpl-mine");
     assert_eq!(answer.headers["x-request-id"], "cmpl-mine");
 }
+
+#[tokio::test]
+async fn a_stop_text_waits_for_min_tokens() {
+    let long = json!({"max_tokens": 30, "ignore_eos": true, "return_token_ids": true});
+    let free = ok(PATH, body(long.clone())).await["choices"][0].clone();
+    let text = free["text"].as_str().unwrap();
+    // A letter that would end the output within its first tokens, and that comes again.
+    let stop = text.trim_start().chars().next().unwrap().to_string();
+    assert!(text.matches(&stop).count() > 1, "{text}");
+    let mut more = long;
+    more["stop"] = json!(stop);
+    let at_once = ok(PATH, body(more.clone())).await["choices"][0].clone();
+    assert!(at_once["token_ids"].as_array().unwrap().len() < 5, "{at_once}");
+    more["min_tokens"] = json!(5);
+    let whole = ok(PATH, body(more.clone())).await["choices"][0].clone();
+    let tokens = whole["token_ids"].as_array().unwrap();
+    assert!(tokens.len() > 5, "{whole}");
+    assert_eq!(whole["stop_reason"], json!(stop));
+    assert!(text.starts_with(whole["text"].as_str().unwrap()), "{text}: {whole}");
+    assert!(free["token_ids"].as_array().unwrap().starts_with(tokens));
+    more["stream"] = json!(true);
+    let chunks = post(PATH, body(more)).await.chunks();
+    let pieces = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap());
+    assert_eq!(pieces.collect::<String>(), whole["text"].as_str().unwrap());
+}
