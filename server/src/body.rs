@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
@@ -29,21 +30,37 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
                  `Content-Type: application/json`",
             ));
         }
-        let body = axum::body::to_bytes(request.into_body(), MAX_BODY);
-        match tokio::time::timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(error)) if is_too_large(&error) => Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "BadRequestError",
-                format!("the body is over {MAX_BODY} bytes"),
-            )),
-            Ok(Err(error)) => Err(ApiError::invalid(format!("the body cannot be read: {error}"))),
-            Err(_) => Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "BadRequestError",
-                format!("the body took over {} s", BODY_TIMEOUT.as_secs()),
-            )),
-        }
+        read(request.into_body()).await.map(Self)
+    }
+}
+
+/// The body of a request, of whatever type it says it is; it may be empty.
+#[derive(Debug, Clone)]
+pub(crate) struct AnyBody(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for AnyBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
+        read(request.into_body()).await.map(Self)
+    }
+}
+
+async fn read(body: Body) -> ApiResult<Bytes> {
+    let body = axum::body::to_bytes(body, MAX_BODY);
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_too_large(&error) => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "BadRequestError",
+            format!("the body is over {MAX_BODY} bytes"),
+        )),
+        Ok(Err(error)) => Err(ApiError::invalid(format!("the body cannot be read: {error}"))),
+        Err(_) => Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "BadRequestError",
+            format!("the body took over {} s", BODY_TIMEOUT.as_secs()),
+        )),
     }
 }
 

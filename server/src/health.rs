@@ -1,12 +1,13 @@
 //! What operators and their machines ask: alive, which version, how much, what routes.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
+use crate::extract::Query;
 use crate::state::App;
 
 /// Whether requests can be served

@@ -1,10 +1,11 @@
 //! `/v1/models`: the base under each of its names, then the adapters.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use loraplex_core::adapter::AdapterStatus;
 
 use crate::error::{ApiError, ApiResult};
+use crate::extract::Path;
 use crate::openai::error::ErrorResponse;
 use crate::openai::model::{ModelCard, ModelList, ModelPermission};
 use crate::reply::now;

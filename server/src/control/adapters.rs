@@ -1,8 +1,8 @@
 //! `/v1/lora_adapters`: what is registered, weights in the request, pins.
 
 use axum::Json;
-use axum::extract::multipart::{Field, Multipart};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
+use axum::extract::multipart::Field;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -14,6 +14,8 @@ use super::load::{unload_name, with_options};
 use super::loaded_answer;
 use super::wire::{AdapterCard, AdapterList, LoadAnswer, LoadOptions, UnloadAnswer};
 use crate::error::{ApiError, ApiResult};
+use crate::extract::{Form, Path, Query};
+use crate::lax::lax_bool;
 use crate::openai::error::ErrorResponse;
 use crate::state::App;
 
@@ -69,7 +71,7 @@ pub(crate) async fn put(
     Path(name): Path<String>,
     Query(options): Query<LoadOptions>,
     headers: HeaderMap,
-    mut form: Multipart,
+    Form(mut form): Form,
 ) -> ApiResult<Response> {
     // Held until the load has ended: an upload is in memory as a whole.
     let _permit = app.uploads.acquire().await.expect("nobody closes it");
@@ -122,8 +124,8 @@ fn unreadable(error: axum::extract::multipart::MultipartError) -> ApiError {
 /// Whether an unload waits.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Wait {
-    #[serde(default)]
-    wait: bool,
+    #[serde(default, deserialize_with = "lax_bool")]
+    wait: Option<bool>,
 }
 
 /// Take an adapter out; requests under way finish on it
@@ -141,7 +143,7 @@ pub(crate) async fn delete(
     Query(Wait { wait }): Query<Wait>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    unload_name(&app, &headers, name, wait).await
+    unload_name(&app, &headers, name, wait.unwrap_or(false)).await
 }
 
 /// Keep an adapter in host memory

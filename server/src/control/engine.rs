@@ -1,7 +1,7 @@
 //! Pausing, aborting, the prefix cache, and what trainers ask before they start.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use loraplex_core::{DType, PauseMode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 
 use crate::body::{JsonBody, parse};
 use crate::error::{ApiError, ApiResult};
+use crate::extract::Query;
+use crate::lax::lax_bool;
 use crate::openai::error::ErrorResponse;
 use crate::seconds;
 use crate::state::App;
@@ -20,6 +22,7 @@ const MAX_IDS: usize = 4096;
 #[derive(Debug, Deserialize)]
 pub(crate) struct PauseQuery {
     mode: Option<String>,
+    #[serde(default, deserialize_with = "lax_bool")]
     clear_cache: Option<bool>,
     lease_seconds: Option<f64>,
 }

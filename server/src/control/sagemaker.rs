@@ -1,6 +1,6 @@
 //! SageMaker's names for load and unload.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use loraplex_core::LoraRequest;
 use loraplex_core::adapter::LoadRequest;
@@ -8,6 +8,7 @@ use loraplex_core::adapter::LoadRequest;
 use super::wire::RegisterBody;
 use crate::body::{JsonBody, parse};
 use crate::error::{ApiError, ApiResult};
+use crate::extract::Path;
 use crate::openai::error::ErrorResponse;
 use crate::state::App;
 

@@ -2,14 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
-use bytes::Bytes;
 use loraplex_core::PauseMode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::engine;
-use crate::body::{JsonBody, parse};
+use crate::body::{AnyBody, JsonBody, parse};
 use crate::error::{ApiError, ApiResult};
 use crate::openai::error::ErrorResponse;
 use crate::state::App;
@@ -47,7 +46,7 @@ pub(crate) struct Done {
 pub(crate) async fn pause_generation(
     State(app): State<App>,
     // Without a content type too, and empty: AReaL sends no body.
-    body: Bytes,
+    AnyBody(body): AnyBody,
 ) -> ApiResult<Json<Done>> {
     let body: PauseBody = if body.is_empty() { PauseBody::default() } else { parse(&body)? };
     let abort = match body.mode.as_deref() {

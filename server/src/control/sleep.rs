@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::engine::{Status, pause_mode};
 use crate::error::{ApiError, ApiResult};
+use crate::extract::Query;
 use crate::openai::error::ErrorResponse;
 use crate::state::App;
 

@@ -3,9 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use loraplex_core::adapter::{AdapterStatus, Loaded, Origin};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::lax::lax_bool;
 
 /// Body of a load. Other keys are ignored, as vLLM ignores them.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -34,6 +35,7 @@ pub struct LoadBody {
 pub struct LoadOptions {
     pub expected_generation: Option<u64>,
     pub operation_id: Option<String>,
+    #[serde(default, deserialize_with = "lax_bool")]
     pub pinned: Option<bool>,
     pub policy_version: Option<u64>,
 }
@@ -216,28 +218,5 @@ impl AdapterCard {
             revision: status.request.revision.clone(),
             loaded_at: seconds(newest.loaded_at),
         }
-    }
-}
-
-/// A boolean as pydantic reads one: trainers send `"true"` and `1` too.
-fn lax_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Lax {
-        Bool(bool),
-        Number(i64),
-        Text(String),
-    }
-    match Option::<Lax>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(Lax::Bool(value)) => Ok(Some(value)),
-        Some(Lax::Number(0)) => Ok(Some(false)),
-        Some(Lax::Number(1)) => Ok(Some(true)),
-        Some(Lax::Text(text)) => match text.trim().to_ascii_lowercase().as_str() {
-            "1" | "true" | "t" | "yes" | "y" | "on" => Ok(Some(true)),
-            "0" | "false" | "f" | "no" | "n" | "off" => Ok(Some(false)),
-            _ => Err(D::Error::custom("expected a boolean")),
-        },
-        Some(Lax::Number(_)) => Err(D::Error::custom("expected a boolean")),
     }
 }

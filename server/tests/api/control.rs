@@ -268,3 +268,47 @@ async fn the_routes_are_the_operators() {
     with_user_key.headers_mut().insert("authorization", "Bearer u".parse().unwrap());
     assert_eq!(send(app(&llm, &["u"], &["a"]), with_user_key).await.status, 403);
 }
+
+#[tokio::test]
+async fn queries_take_booleans_as_python_writes_them() {
+    let llm = engine();
+    let wait = async |value: &str| {
+        let body = json!({"lora_name": "a", "lora_path": folder("poet"), "load_inplace": true});
+        call(&llm, "/v1/load_lora_adapter", body).await;
+        bare(&llm, "DELETE", &format!("/v1/lora_adapters/a?wait={value}")).await
+    };
+    for value in ["True", "False", "true", "false", "1", "0", "yes", "no", "on", "off"] {
+        assert_eq!(wait(value).await.status, 200, "{value}");
+        let pause = format!("/pause?mode=keep&clear_cache={value}");
+        assert_eq!(bare(&llm, "POST", &pause).await.status, 200, "{value}");
+        let put = format!("/v1/lora_adapters/a?pinned={value}");
+        assert!(bare(&llm, "PUT", &put).await.error(400).1.contains("boundary"), "{value}");
+    }
+    assert_eq!(wait("maybe").await.error(400).0, "wait");
+}
+
+#[tokio::test]
+async fn what_is_refused_before_a_handler_runs_is_json_too() {
+    let llm = engine();
+    for (method, path, param) in [
+        ("POST", "/pause?clear_cache=maybe", json!("clear_cache")),
+        ("POST", "/pause?lease_seconds=soon", json!("lease_seconds")),
+        ("POST", "/pause?mode=keep&mode=wait", Value::Null),
+        ("POST", "/sleep?level=deep", json!("level")),
+        ("PUT", "/v1/lora_adapters/a?policy_version=-1", json!("policy_version")),
+        ("PUT", "/v1/lora_adapters/a", Value::Null),
+        ("PUT", "/v1/lora_adapters/%ff", Value::Null),
+        ("GET", "/v1/lora_adapters/%ff", Value::Null),
+        ("DELETE", "/v1/lora_adapters/%ff?wait=1", Value::Null),
+        ("PUT", "/v1/lora_adapters/%ff/pin", Value::Null),
+        ("DELETE", "/adapters/%ff", Value::Null),
+        ("GET", "/v1/models/%ff", Value::Null),
+        ("GET", "/health?details=1&details=2", Value::Null),
+    ] {
+        let answer = bare(&llm, method, path).await;
+        assert_eq!(answer.error(400).0, param, "{path} {}", answer.text);
+        assert_eq!(answer.json()["error"]["type"], "BadRequestError");
+    }
+    let huge = Request::post("/pause_generation").body(vec![b' '; (32 << 20) + 1].into()).unwrap();
+    send(app(&llm, &[], &[]), huge).await.error(413);
+}
