@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, ApiResult};
@@ -13,7 +14,7 @@ use crate::error::{ApiError, ApiResult};
 /// Bytes of a body at most, as in vLLM.
 const MAX_BODY: usize = 32 << 20;
 
-/// How long a client may take to send one.
+/// How long a client may take to send one of JSON, and how long it may send nothing of an upload.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The body of a request that says it is JSON.
@@ -56,12 +57,38 @@ async fn read(body: Body) -> ApiResult<Bytes> {
             format!("the body is over {MAX_BODY} bytes"),
         )),
         Ok(Err(error)) => Err(ApiError::invalid(format!("the body cannot be read: {error}"))),
-        Err(_) => Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "BadRequestError",
-            format!("the body took over {} s", BODY_TIMEOUT.as_secs()),
-        )),
+        Err(_) => Err(too_slow(format!("the body took over {} s", BODY_TIMEOUT.as_secs()))),
     }
+}
+
+fn too_slow(message: String) -> ApiError {
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "BadRequestError", message)
+}
+
+/// A body of which nothing came for too long.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing of the body came for {} s", BODY_TIMEOUT.as_secs())]
+pub(crate) struct Stalled;
+
+impl From<&Stalled> for ApiError {
+    fn from(stalled: &Stalled) -> Self {
+        too_slow(stalled.to_string())
+    }
+}
+
+/// `body`, which fails as [`Stalled`] when nothing of it comes for a while. All of it may take as long as it takes: half a
+/// gigabyte over a slow line is fine.
+pub(crate) fn unless_stalled(body: Body) -> Body {
+    let chunks = body.into_data_stream();
+    Body::from_stream(stream::unfold(Some(chunks), |chunks| async {
+        let mut chunks = chunks?;
+        match tokio::time::timeout(BODY_TIMEOUT, chunks.next()).await {
+            Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(chunks))),
+            Ok(Some(Err(error))) => Some((Err(error), None)),
+            Ok(None) => None,
+            Err(_) => Some((Err(axum::Error::new(Stalled)), None)),
+        }
+    }))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

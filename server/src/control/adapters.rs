@@ -14,7 +14,7 @@ use super::load::{unload_name, with_options};
 use super::loaded_answer;
 use super::wire::{AdapterCard, AdapterList, LoadAnswer, LoadOptions, UnloadAnswer};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Form, Path, Query};
+use crate::extract::{Form, Path, Query, bad_form};
 use crate::lax::lax_bool;
 use crate::openai::error::ErrorResponse;
 use crate::state::App;
@@ -73,10 +73,13 @@ pub(crate) async fn put(
     headers: HeaderMap,
     Form(mut form): Form,
 ) -> ApiResult<Response> {
-    // Held until the load has ended: an upload is in memory as a whole.
-    let _permit = app.uploads.acquire().await.expect("nobody closes it");
+    // Held until the load has ended: an upload is in memory as a whole. One that sends nothing holds none.
+    let mut permit = None;
     let (mut config, mut weights) = (None, None);
-    while let Some(field) = form.next_field().await.map_err(unreadable)? {
+    while let Some(field) = form.next_field().await.map_err(|error| bad_form(&error))? {
+        if permit.is_none() {
+            permit = Some(app.uploads.acquire().await.expect("nobody closes it"));
+        }
         match field.name() {
             Some("config") => config = Some(read(field, "config", MAX_CONFIG).await?),
             Some("weights") => {
@@ -106,7 +109,7 @@ pub(crate) async fn put(
 /// All of a part, unless it is larger than `limit`.
 async fn read(mut field: Field<'_>, name: &'static str, limit: usize) -> ApiResult<Bytes> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = field.chunk().await.map_err(unreadable)? {
+    while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
         if bytes.len() + chunk.len() > limit {
             let message = format!("`{name}` is over {limit} bytes: no adapter of this model is");
             let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BadRequestError", message);
@@ -115,10 +118,6 @@ async fn read(mut field: Field<'_>, name: &'static str, limit: usize) -> ApiResu
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes.into())
-}
-
-fn unreadable(error: axum::extract::multipart::MultipartError) -> ApiError {
-    ApiError::new(error.status(), "BadRequestError", error.body_text())
 }
 
 /// Whether an unload waits.

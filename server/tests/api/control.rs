@@ -1,7 +1,12 @@
 //! Adapters that come and go: vLLM's words and codes, uploads, pins, paths.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::Request;
+use futures::future::{Either, join_all, select};
+use futures::stream::{self, StreamExt};
 use loraplex_core::Llm;
 use loraplex_server::control::paths::PathPolicy;
 use serde_json::{Value, json};
@@ -311,4 +316,43 @@ async fn what_is_refused_before_a_handler_runs_is_json_too() {
     }
     let huge = Request::post("/pause_generation").body(vec![b' '; (32 << 20) + 1].into()).unwrap();
     send(app(&llm, &[], &[]), huge).await.error(413);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_upload_ends_and_a_slow_one_does_not() {
+    let llm = engine();
+    let put = |body: Body| {
+        let request = Request::put("/v1/lora_adapters/a")
+            .header("content-type", "multipart/form-data; boundary=b");
+        send(app(&llm, &[], &[]), request.body(body).unwrap())
+    };
+    let head =
+        |name: &str| format!("--b\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n");
+    let sent = |chunks: Vec<String>| stream::iter(chunks.into_iter().map(Ok::<_, Infallible>));
+    let stalled = |chunks| Body::from_stream(sent(chunks).chain(stream::pending()));
+    let hour = Duration::from_secs(3600);
+    // As many as there are places for uploads, and more.
+    let uploads = [(); 5].map(|()| put(stalled(vec![head("config"), "{".into()])));
+    for answer in tokio::time::timeout(hour, join_all(uploads)).await.unwrap() {
+        let (kind, message) = error(&answer, 408);
+        assert_eq!(kind, "BadRequestError");
+        assert!(message.contains("120 s"), "{message}");
+    }
+    // All of it takes longer than a stall may.
+    let chunks = vec![head("config"), "{".into(), "}".into(), "\r\n".into(), head("other")];
+    let slow = sent(chunks).then(async |chunk| {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        chunk
+    });
+    let start = tokio::time::Instant::now();
+    assert!(error(&put(Body::from_stream(slow)).await, 400).1.contains("`weights`"));
+    assert!(start.elapsed() >= Duration::from_secs(500));
+    // What has sent nothing takes nobody's place.
+    tokio::time::resume();
+    let silent = join_all([(); 5].map(|()| put(stalled(Vec::new()))));
+    let other = put(format!("{}x\r\n--b--\r\n", head("other")).into());
+    match select(Box::pin(silent), Box::pin(other)).await {
+        Either::Left(_) => panic!("they have sent nothing"),
+        Either::Right((answer, _)) => assert!(error(&answer, 400).1.contains("`weights`")),
+    }
 }
