@@ -1,5 +1,6 @@
 //! A request's name to its newest generation: in memory, read again, or found by a resolver.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,19 @@ pub struct Floor {
     pub generation: Option<u64>,
     /// Policy version at least; an adapter without one is below every floor.
     pub policy_version: Option<u64>,
+}
+
+impl fmt::Display for Floor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.generation, self.policy_version) {
+            (Some(generation), Some(version)) => {
+                write!(f, "generation {generation} and policy version {version}")
+            }
+            (Some(generation), None) => write!(f, "generation {generation}"),
+            (None, Some(version)) => write!(f, "policy version {version}"),
+            (None, None) => f.write_str("any generation"),
+        }
+    }
 }
 
 impl Floor {
@@ -81,9 +95,12 @@ impl AdapterManager {
                 continue;
             }
             if timeout_at(deadline.into(), flips.changed()).await.is_err() {
-                let version = adapter.policy_version;
+                let version = match adapter.policy_version {
+                    Some(version) => format!("policy version {version}"),
+                    None => "without a policy version".into(),
+                };
                 return Err(Error::unavailable(format!(
-                    "LoRA adapter '{name}' is at generation {} (policy version {version:?}), the request asks for at least {floor:?}",
+                    "LoRA adapter '{name}' is at generation {} ({version}), the request asks for at least {floor}",
                     adapter.generation
                 )));
             }
