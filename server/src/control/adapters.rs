@@ -81,13 +81,24 @@ pub(crate) async fn put(
             permit = Some(app.uploads.acquire().await.expect("nobody closes it"));
         }
         match field.name() {
-            Some("config") => config = Some(read(field, "config", MAX_CONFIG).await?),
-            Some("weights") => {
+            Some("config") if config.is_none() => {
+                config = Some(read(field, "config", MAX_CONFIG).await?);
+            }
+            Some("weights") if weights.is_none() => {
                 weights = Some(read(field, "weights", app.adapters.max_upload()).await?);
             }
-            other => {
+            Some(name @ ("config" | "weights")) => {
+                let message = format!("the form has a second part `{name}`");
+                return Err(ApiError::param(name, message));
+            }
+            Some(name) => {
+                let name: String = name.chars().take(40).collect();
                 let message =
-                    format!("the form has a part {other:?}; it takes `config` and `weights`");
+                    format!("the form has a part `{name}`; it takes `config` and `weights`");
+                return Err(ApiError::invalid(message));
+            }
+            None => {
+                let message = "the form has a part without a name; it takes `config` and `weights`";
                 return Err(ApiError::invalid(message));
             }
         }

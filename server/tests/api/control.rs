@@ -219,6 +219,8 @@ async fn weights_come_in_the_request() {
         (vec![weights.clone()], 400),
         (vec![config.clone(), ("weights", b"nothing".to_vec())], 400),
         (vec![("config", vec![b' '; (1 << 20) + 1]), weights.clone()], 413),
+        (vec![config.clone(), config.clone(), weights.clone()], 400),
+        (vec![config.clone(), weights.clone(), weights.clone()], 400),
         (vec![config, weights, ("other", Vec::new())], 400),
     ] {
         error(&put("x", form(&parts)).await, status);
