@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt};
 use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, ApiResult};
+use crate::object::Object;
 
 /// Bytes of a body at most, as in vLLM.
 const MAX_BODY: usize = 32 << 20;
@@ -109,16 +110,15 @@ fn is_too_large(error: &axum::Error) -> bool {
     false
 }
 
-/// Reads a `T`. A wrong type names its field.
+/// Reads a `T`, which must be an object. What is wrong names its field.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let value = serde_path_to_error::deserialize(&mut json);
+    let Object(value) = value.map_err(|error| {
         let path = error.path().to_string();
         let error = error.into_inner();
         match error.classify() {
-            serde_json::error::Category::Data if path == "." => {
-                ApiError::invalid(format!("the body must be a JSON object: {error}"))
-            }
+            serde_json::error::Category::Data if path == "." => of_the_whole(&error.to_string()),
             serde_json::error::Category::Data => {
                 ApiError::param(path.clone(), format!("`{path}`: {error}"))
             }
@@ -127,6 +127,18 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
     })?;
     json.end().map_err(|error| ApiError::invalid(format!("the body is no JSON: {error}")))?;
     Ok(value)
+}
+
+/// What is wrong with a body as a whole. A field that is not there has no path, only its name in serde's words.
+fn of_the_whole(error: &str) -> ApiError {
+    for (words, ours) in
+        [("missing field `", "is missing"), ("duplicate field `", "is there twice")]
+    {
+        if let Some((field, _)) = error.strip_prefix(words).and_then(|rest| rest.split_once('`')) {
+            return ApiError::param(field, format!("`{field}` {ours}"));
+        }
+    }
+    ApiError::invalid(format!("the body must be a JSON object: {error}"))
 }
 
 #[cfg(test)]
@@ -147,7 +159,9 @@ mod tests {
             (r#"{"stop_token_ids":[0,"a"]}"#, Some("stop_token_ids[1]")),
             (r#"{"logit_bias":{"x":1}}"#, Some("logit_bias")),
             (r#"{"logit_bias":{"1":"1"}}"#, Some("logit_bias.1")),
+            (r#"{"n":1,"n":2}"#, Some("n")),
             ("[]", None),
+            ("[1,2]", None),
             ("3", None),
             ("{", None),
             ("", None),
@@ -163,6 +177,8 @@ mod tests {
         }
         let error = parse::<CallFields>(br#"{"stream_options":{"include_usage":3}}"#).unwrap_err();
         assert_eq!(error.body().error.param.as_deref(), Some("stream_options.include_usage"));
+        let error = parse::<CallFields>(br#"{"stream_options":[true]}"#).unwrap_err();
+        assert_eq!(error.body().error.param.as_deref(), Some("stream_options"));
         assert!(parse::<SamplingFields>(br#"{"n":null,"user":[],"temperature":0}"#).is_ok());
         assert!(parse::<CallFields>(b"{\"model\":\"\xff\"}").is_err());
     }

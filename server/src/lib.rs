@@ -7,7 +7,7 @@
 //! | [`routes`] | the whole API on one screen: path, who may call it, what answers |
 //! | `chat`, `completions`, `inference`, [`sglang`], `models`, `tokenize`, `health` | one group of handlers each |
 //! | [`openai`] | wire types, shapes only |
-//! | `extract`, `body`, `lax`, `convert` | queries, paths and bodies to engine requests: the last place that can say 400 |
+//! | `extract`, `body`, `object`, `lax`, `convert` | queries, paths and bodies to engine requests: the last place that can say 400 |
 //! | [`control`] | adapters that come and go while the server runs |
 //! | [`hub`] | models and adapters of the Hugging Face Hub |
 //! | [`mod@bench`], [`mod@growth`] | loads for this server or another, and what they find; how the time of a step grows |
@@ -43,6 +43,7 @@ mod lax;
 mod limits;
 pub mod lora_modules;
 mod models;
+mod object;
 pub mod openai;
 mod progress;
 mod reply;

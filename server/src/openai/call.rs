@@ -4,6 +4,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::usage::StreamOptions;
+use crate::object::optional;
 
 /// How a call is served; every generating route has these fields.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -28,5 +29,6 @@ pub struct CallFields {
     /// Answer in server-sent events.
     pub stream: Option<bool>,
     /// What a stream tells beside its text.
+    #[serde(default, deserialize_with = "optional")]
     pub stream_options: Option<StreamOptions>,
 }

@@ -144,6 +144,7 @@ async fn what_cannot_be_loaded_is_said_and_changes_nothing() {
             "policy_version",
         ),
         (json!([]), 400, "BadRequestError", "JSON object"),
+        (json!(["x", folder("poet"), true]), 400, "BadRequestError", "JSON object"),
     ] {
         let answer = call(&llm, path, body.clone()).await;
         let (found, message) = error(&answer, status);
@@ -151,6 +152,20 @@ async fn what_cannot_be_loaded_is_said_and_changes_nothing() {
         assert!(message.contains(part), "{body}: {message}");
     }
     assert_eq!(bare(&llm, "GET", "/v1/lora_adapters").await.text, before);
+}
+
+#[tokio::test]
+async fn a_field_that_is_missing_is_named() {
+    let llm = engine();
+    for (path, body, param) in [
+        ("/v1/unload_lora_adapter", json!({}), "lora_name"),
+        ("/v1/load_lora_adapter", json!({"lora_name": "x"}), "lora_path"),
+        ("/inference/v1/generate", json!({}), "token_ids"),
+        ("/adapters", json!({"name": "x"}), "src"),
+    ] {
+        let (found, message) = call(&llm, path, body).await.error(400);
+        assert_eq!((found, message), (json!(param), format!("`{param}` is missing")));
+    }
 }
 
 #[tokio::test]
