@@ -41,7 +41,21 @@ impl ApiError {
 
     /// The request's `param` is wrong.
     pub fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), ..Self::invalid(message) }
+        Self::invalid(message).of(param)
+    }
+
+    /// The same, for a client that calls our field `ours` by the name `theirs`.
+    pub(crate) fn in_words_of(self, ours: &str, theirs: &str) -> Self {
+        match self.param.as_deref() {
+            Some(param) if param == ours => {
+                Self { message: self.message.replace(ours, theirs), ..self }.of(theirs)
+            }
+            _ => self,
+        }
+    }
+
+    fn of(self, param: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..self }
     }
 
     /// No model or adapter has this name. `served` are the names of the base, the only ones worth guessing; `reason` is
@@ -52,8 +66,7 @@ impl ApiError {
         if !reason.is_empty() {
             message = format!("{message} {reason}");
         }
-        let error = Self::new(StatusCode::NOT_FOUND, "NotFoundError", message);
-        Self { param: Some("model".into()), ..error }
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message).of("model")
     }
 
     /// What vLLM calls a user's mistake on the control routes.

@@ -52,6 +52,7 @@ impl Converter {
             logprobs: count("logprobs", own.logprobs, MAX_LOGPROBS)?,
             max_tokens: u32::MAX,
         })
+        .map_err(|error| error.in_words_of("prompt", "token_ids"))
     }
 
     pub(super) fn token_call(&self, given: TokenCall) -> ApiResult<Call> {

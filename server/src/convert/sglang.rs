@@ -23,32 +23,39 @@ impl Converter {
         let own: GenerateFields = parse(body)?;
         refuse_unsupported(&parse(body)?)?;
         refuse_reports(&own)?;
-        let prompts = prompts(own.text, own.input_ids)?;
+        let (prompts, field) = prompts(own.text, own.input_ids)?;
         let count = prompts.len();
         if count == 0 || count > self.max_outputs {
             let most = self.max_outputs;
             let message = format!("{count} prompts in a call, which takes from 1 to {most}");
-            return Err(ApiError::param("text", message));
+            return Err(ApiError::param(field, message));
         }
         let adapters = per_prompt("lora_path", own.lora_path, count)?;
         let params = per_prompt("sampling_params", own.sampling_params, count)?;
         let logprobs = own.return_logprob.unwrap_or(false).then_some(0);
         let calls = prompts.into_iter().zip(adapters).zip(params).enumerate();
         let calls = calls.map(|(index, ((input, adapter), params))| {
-            let params = json(&renamed(params.unwrap_or_default()));
-            refuse_unsupported(&parse(&params)?)?;
-            let mut call = call.clone().merge(parse(&params)?)?;
-            call.model = model(adapter.flatten(), call.model, served)?;
-            call.return_weight_versions = Some(true);
-            call.request_id = own.rid.clone().or(call.request_id).map(|id| match count {
-                1 => id,
-                _ => format!("{id}-{index}"),
-            });
-            let fields: SamplingFields = parse(&params)?;
-            if fields.prompt_logprobs.is_some() {
-                return Err(not_reported("prompt_logprobs"));
-            }
-            self.token_call(TokenCall { fields, call, input, logprobs, max_tokens: MAX_TOKENS })
+            let (params, names) = renamed(params.unwrap_or_default());
+            let params = json(&params);
+            let check = || {
+                refuse_unsupported(&parse(&params)?)?;
+                let mut call = call.clone().merge(parse(&params)?)?;
+                call.model = model(adapter.flatten(), call.model, served)?;
+                call.return_weight_versions = Some(true);
+                call.request_id = own.rid.clone().or(call.request_id).map(|id| match count {
+                    1 => id,
+                    _ => format!("{id}-{index}"),
+                });
+                let fields: SamplingFields = parse(&params)?;
+                if fields.prompt_logprobs.is_some() {
+                    return Err(not_reported("prompt_logprobs"));
+                }
+                self.token_call(TokenCall { fields, call, input, logprobs, max_tokens: MAX_TOKENS })
+            };
+            check().map_err(|error| {
+                let names = names.into_iter().chain([("prompt", field)]);
+                names.fold(error, |error, (ours, theirs)| error.in_words_of(ours, theirs))
+            })
         });
         calls.collect()
     }
@@ -103,19 +110,16 @@ fn model(
     }
 }
 
+/// The prompts, and the field that has them.
 fn prompts(
     text: Option<OneOrMany<String>>,
     input_ids: Option<OneOrMany<Vec<u32>>>,
-) -> ApiResult<Vec<PromptInput>> {
-    Ok(match (text, input_ids) {
-        (Some(OneOrMany::One(text)), None) => vec![PromptInput::Text(text)],
-        (Some(OneOrMany::Many(texts)), None) => texts.into_iter().map(PromptInput::Text).collect(),
-        (None, Some(OneOrMany::One(tokens))) => vec![PromptInput::Tokens(tokens)],
-        (None, Some(OneOrMany::Many(lists))) => {
-            lists.into_iter().map(PromptInput::Tokens).collect()
-        }
-        _ => return Err(ApiError::param("text", "give either `text` or `input_ids`")),
-    })
+) -> ApiResult<(Vec<PromptInput>, &'static str)> {
+    match (text, input_ids) {
+        (Some(texts), None) => Ok((texts.values().map(PromptInput::Text).collect(), "text")),
+        (None, Some(lists)) => Ok((lists.values().map(PromptInput::Tokens).collect(), "input_ids")),
+        _ => Err(ApiError::param("text", "give either `text` or `input_ids`")),
+    }
 }
 
 /// One value a prompt: the same for all, or one each.
@@ -137,17 +141,22 @@ fn per_prompt<T: Clone>(
     }
 }
 
-/// SGLang's names of sampling fields under those of the other routes.
-fn renamed(mut params: Map<String, Value>) -> Map<String, Value> {
-    for (theirs, ours) in [
-        ("max_new_tokens", "max_tokens"),
-        ("min_new_tokens", "min_tokens"),
-        ("sampling_seed", "seed"),
-        ("no_stop_trim", "include_stop_str_in_output"),
-    ] {
-        if let Some(value) = params.remove(theirs) {
+/// SGLang's names of sampling fields under those of the other routes, and which of them the client has used.
+fn renamed(
+    mut params: Map<String, Value>,
+) -> (Map<String, Value>, Vec<(&'static str, &'static str)>) {
+    let mut names = vec![
+        ("max_tokens", "max_new_tokens"),
+        ("min_tokens", "min_new_tokens"),
+        ("seed", "sampling_seed"),
+        ("include_stop_str_in_output", "no_stop_trim"),
+    ];
+    names.retain(|&(ours, theirs)| match params.remove(theirs) {
+        Some(value) => {
             params.insert(ours.to_owned(), value);
+            true
         }
-    }
-    params
+        None => false,
+    });
+    (params, names)
 }

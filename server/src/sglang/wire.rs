@@ -17,6 +17,17 @@ pub enum OneOrMany<T> {
     Many(Vec<T>),
 }
 
+impl<T> OneOrMany<T> {
+    /// The values, in their order.
+    pub(crate) fn values(self) -> impl Iterator<Item = T> {
+        let (one, many) = match self {
+            Self::One(value) => (Some(value), Vec::new()),
+            Self::Many(values) => (None, values),
+        };
+        one.into_iter().chain(many)
+    }
+}
+
 /// Fields of `/generate` beside [`CallFields`].
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct GenerateFields {

@@ -365,6 +365,32 @@ async fn what_token_routes_cannot_do_is_refused_and_what_clients_always_send_is_
 }
 
 #[tokio::test]
+async fn a_refusal_names_the_field_that_was_sent() {
+    let llm = load(|_| {});
+    let sglang = |params: Value| json!({"input_ids": [5, 6], "sampling_params": params});
+    for (path, body, param) in [
+        ("/generate", sglang(json!({"max_new_tokens": 0})), "max_new_tokens"),
+        ("/generate", sglang(json!({"max_tokens": 0})), "max_tokens"),
+        ("/generate", sglang(json!({"min_new_tokens": 9, "max_new_tokens": 1})), "min_new_tokens"),
+        ("/generate", sglang(json!({"sampling_seed": "x"})), "sampling_seed"),
+        ("/generate", json!({"input_ids": [1 << 30]}), "input_ids"),
+        ("/generate", json!({"input_ids": vec![vec![5]; 99]}), "input_ids"),
+        ("/generate", json!({"text": "word ".repeat(10_000)}), "text"),
+        ("/inference/v1/generate", json!({"token_ids": []}), "token_ids"),
+    ] {
+        let (found, message) = call(&llm, path, body.clone()).await.error(400);
+        assert_eq!(found, param, "{message}");
+        let speaks_of = |field: &str| {
+            message.split(|c: char| c != '_' && !c.is_alphanumeric()).any(|word| word == field)
+        };
+        assert!(
+            ["prompt", "max_tokens"].iter().all(|ours| *ours == param || !speaks_of(ours)),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn sglangs_model_is_served_where_no_lora_path_says_otherwise() {
     let llm = load(|_| {});
     let ask = async |fields: Value| {
