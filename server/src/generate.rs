@@ -5,16 +5,14 @@ use std::sync::Arc;
 use axum::http::HeaderMap;
 use loraplex_core::{Adapter, GenerateRequest, Output, OutputStream, SamplingParams, UpdatePolicy};
 
-use crate::convert::Call;
-use crate::error::{ApiError, ApiResult};
+use crate::convert::{Call, request_id};
+use crate::error::ApiResult;
 use crate::reply::logprobs::Names;
 use crate::reply::{Head, now};
 use crate::state::AppState;
 
 /// A client's own name for a call.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
-
-const MAX_ID_BYTES: usize = 256;
 
 /// A call whose requests the engine has taken.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ impl Started {
         kind: &str,
         call: Call,
     ) -> ApiResult<Self> {
-        let id = format!("{kind}-{}", request_id(headers, call.request_id.as_deref())?);
+        let id = format!("{kind}-{}", id(headers, call.request_id.clone())?);
         let adapter = app.adapter_at_least(call.model.as_deref(), call.floor).await?;
         let batch = call.batch_id.iter().map(|batch| format!("{kind}-{batch}"));
         let ids: Vec<String> = [id.clone()].into_iter().chain(batch).collect();
@@ -91,14 +89,10 @@ fn request(
 }
 
 /// The header's, the body's, or a new one.
-fn request_id(headers: &HeaderMap, body: Option<&str>) -> ApiResult<String> {
-    let header = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    match header.map(str::trim).filter(|id| !id.is_empty()).or(body) {
-        Some(id) if id.len() > MAX_ID_BYTES => Err(ApiError::param(
-            "request_id",
-            format!("the request's id has {} bytes, {MAX_ID_BYTES} is the limit", id.len()),
-        )),
-        Some(id) => Ok(id.to_owned()),
-        None => Ok(uuid::Uuid::new_v4().simple().to_string()),
-    }
+fn id(headers: &HeaderMap, body: Option<String>) -> ApiResult<String> {
+    // Other bytes than text become characters that no id may have.
+    let header = headers.get(REQUEST_ID).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let header = header.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty());
+    let id = request_id(REQUEST_ID, header)?.or(body);
+    Ok(id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()))
 }

@@ -22,6 +22,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::openai::unsupported::Unsupported;
 
 pub(crate) use prompt::Prompt;
+pub(crate) use sampling::request_id;
 
 /// What requests are checked against.
 #[derive(Debug)]

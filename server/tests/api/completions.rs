@@ -1,8 +1,9 @@
 //! `/v1/completions`.
 
+use axum::http::HeaderValue;
 use serde_json::{Value, json};
 
-use crate::{ok, post};
+use crate::{app, ok, post, post_request, send, shared};
 
 const PATH: &str = "/v1/completions";
 
@@ -143,6 +144,16 @@ async fn ids_are_the_clients_own() {
     let answer = post(PATH, body(json!({"request_id": "mine"}))).await;
     assert_eq!(answer.json()["id"], "cmpl-mine");
     assert_eq!(answer.headers["x-request-id"], "cmpl-mine");
+    let headed = async |id: &[u8]| {
+        let mut request = post_request(PATH, &body(json!({"request_id": "mine"})));
+        request.headers_mut().insert("x-request-id", HeaderValue::from_bytes(id).unwrap());
+        send(app(shared(), &[], &[]), request).await
+    };
+    assert_eq!(headed(b"other").await.json()["id"], "cmpl-other");
+    assert_eq!(headed(b" ").await.json()["id"], "cmpl-mine");
+    for bad in ["a b".as_bytes(), "ä".as_bytes(), b"\xff", &[b'a'; 257]] {
+        assert_eq!(headed(bad).await.error(400).0, "x-request-id");
+    }
 }
 
 #[tokio::test]
