@@ -31,6 +31,7 @@ const FIELDS: &[&str] = &[
     "length_penalty",
     "logits_processors",
     "mm_processor_kwargs",
+    "modalities",
     "prediction",
     "prompt_embeds",
     "regex",
@@ -70,21 +71,20 @@ impl<'de> Deserialize<'de> for Unsupported {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unsupported, A::Error> {
                 let mut found = Vec::new();
-                let mut tool_choice = None;
+                let mut tools_are_free = false;
                 while let Some(key) = map.next_key::<Key<'_>>()? {
                     let Some(&field) = FIELDS.iter().find(|field| **field == key.0) else {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     };
                     let value = map.next_value::<Value>()?;
-                    if field == "tool_choice" {
-                        tool_choice = Some(value);
-                    } else if !is_harmless(field, &value) {
+                    tools_are_free |= field == "tool_choice" && value == "none";
+                    if !is_harmless(field, &value) {
                         found.push(field);
                     }
                 }
                 // Tools that cannot be called only reach the template.
-                if tool_choice.is_some_and(|choice| choice == "none") {
+                if tools_are_free {
                     found.retain(|field| *field != "tools");
                 }
                 Ok(Unsupported(found))
@@ -102,7 +102,10 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 fn is_harmless(field: &str, value: &Value) -> bool {
     match (field, value) {
         (_, Value::Null | Value::Bool(false)) => true,
+        // What must be called cannot be; what may be is refused as `tools`.
+        ("tool_choice", Value::String(choice)) => matches!(&**choice, "" | "none" | "auto"),
         (_, Value::String(text)) => text.is_empty(),
+        ("modalities", Value::Array(list)) => list.iter().all(|kind| kind == "text"),
         (_, Value::Array(list)) => list.iter().all(is_empty),
         ("response_format", Value::Object(fields)) => {
             fields.get("type").is_some_and(|kind| kind == "text")
@@ -135,6 +138,10 @@ mod tests {
             (r#"{"tools":[{}],"tool_choice":"none"}"#, vec![]),
             (r#"{"tools":[{}],"tool_choice":"auto"}"#, vec!["tools"]),
             (r#"{"tool_choice":"auto","user":"x"}"#, vec![]),
+            (r#"{"tool_choice":"required"}"#, vec!["tool_choice"]),
+            (r#"{"tool_choice":{"type":"function","function":{"name":"f"}}}"#, vec!["tool_choice"]),
+            (r#"{"modalities":["text"]}"#, vec![]),
+            (r#"{"modalities":["text","audio"]}"#, vec!["modalities"]),
             (r#"{"response_format":{"type":"json_object"}}"#, vec!["response_format"]),
             (r#"{"suffix":"x","functions":[{}]}"#, vec!["suffix", "functions"]),
             (
