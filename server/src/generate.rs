@@ -30,7 +30,7 @@ impl Started {
         kind: &str,
         call: Call,
     ) -> ApiResult<Self> {
-        let id = format!("{kind}-{}", id(headers, call.request_id.clone())?);
+        let id = format!("{kind}-{}", id(headers, call.request_id.clone()));
         let adapter = app.adapter_at_least(call.model.as_deref(), call.floor).await?;
         let batch = call.batch_id.iter().map(|batch| format!("{kind}-{batch}"));
         let ids: Vec<String> = [id.clone()].into_iter().chain(batch).collect();
@@ -88,11 +88,11 @@ fn request(
     }
 }
 
-/// The header's, the body's, or a new one.
-fn id(headers: &HeaderMap, body: Option<String>) -> ApiResult<String> {
-    // Other bytes than text become characters that no id may have.
-    let header = headers.get(REQUEST_ID).map(|value| String::from_utf8_lossy(value.as_bytes()));
+/// The header's, the body's, or a new one. What a proxy has put into the header may be no id, of which the client knows
+/// nothing.
+fn id(headers: &HeaderMap, body: Option<String>) -> String {
+    let header = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let header = header.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty());
-    let id = request_id(REQUEST_ID, header)?.or(body);
-    Ok(id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()))
+    let id = request_id(header).unwrap_or_default().or(body);
+    id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string())
 }

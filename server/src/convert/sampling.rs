@@ -45,7 +45,7 @@ pub(super) fn call(fields: SamplingFields, call: CallFields, model: &ModelInfo) 
         cache_salt: bounded_text("cache_salt", call.cache_salt, MAX_SALT_BYTES)?,
         priority: priority.unwrap_or(0) as i32,
         prompt_logprobs,
-        request_id: request_id("request_id", call.request_id)?,
+        request_id: request_id(call.request_id)?,
         batch_id: None,
         update_policy: call.lora_update_policy.as_deref().map(update_policy).transpose()?,
         floor: Floor {
@@ -214,13 +214,13 @@ fn logit_bias(fields: &SamplingFields, vocabulary: usize) -> ApiResult<Vec<(u32,
     bias.0.iter().map(entry).collect()
 }
 
-/// A client's own id of a call, which `field` has. It comes back in a header, so it is visible ASCII.
-pub(crate) fn request_id(field: &'static str, id: Option<String>) -> ApiResult<Option<String>> {
-    let id = bounded_text(field, id, MAX_ID_BYTES)?;
+/// A client's own id of a call. It comes back in a header, so it is visible ASCII.
+pub(crate) fn request_id(id: Option<String>) -> ApiResult<Option<String>> {
+    let id = bounded_text("request_id", id, MAX_ID_BYTES)?;
     match &id {
         Some(text) if !text.bytes().all(|byte| byte.is_ascii_graphic()) => Err(ApiError::param(
-            field,
-            format!("`{field}` must be of visible ASCII characters, without spaces"),
+            "request_id",
+            "`request_id` must be of visible ASCII characters, without spaces",
         )),
         _ => Ok(id),
     }

@@ -42,7 +42,8 @@ impl Converter {
                 let mut call = call.clone().merge(parse(&params)?)?;
                 call.model = model(adapter.flatten(), call.model, served)?;
                 call.return_weight_versions = Some(true);
-                call.request_id = own.rid.clone().or(call.request_id).map(|id| match count {
+                let batch_id = own.rid.clone().or(call.request_id);
+                call.request_id = batch_id.clone().map(|id| match count {
                     1 => id,
                     _ => format!("{id}-{index}"),
                 });
@@ -50,7 +51,10 @@ impl Converter {
                 if fields.prompt_logprobs.is_some() {
                     return Err(not_reported("prompt_logprobs"));
                 }
-                self.token_call(TokenCall { fields, call, input, logprobs, max_tokens: MAX_TOKENS })
+                let max_tokens = MAX_TOKENS;
+                let call =
+                    self.token_call(TokenCall { fields, call, input, logprobs, max_tokens })?;
+                Ok(Call { batch_id, ..call })
             };
             check().map_err(|error| {
                 let names = names.into_iter().chain([("prompt", field)]);
