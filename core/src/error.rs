@@ -5,7 +5,7 @@ use std::time::Duration;
 pub use loraplex_plugin_sdk::ErrorKind;
 
 /// Result of the engine's operations.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure with its kind and a message for whoever must act on it: lowercase, no full stop, with the numbers.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -9,6 +9,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use crate::runner::StepError;
 use crate::scheduler::StepPlan;
 
 /// Of the time that the last step took, what passes before the next one is queued.
@@ -67,7 +68,7 @@ impl Engine {
             return false;
         }
         let submitted = self.runner.submit(next, self.scheduler.sequences());
-        if let Err(error) = &submitted {
+        if let Err(StepError { error, .. }) = &submitted {
             // It is planned again from what the one under way gives, and fails there if it must.
             tracing::warn!(%error, "a step could not be queued ahead");
         }
@@ -104,7 +105,7 @@ impl Engine {
         self.flight.end();
         match ran {
             Ok(()) => self.commit(),
-            Err(error) => self.fail_step(&error),
+            Err(error) => self.fail_step(&error, None),
         }
         self.report();
     }

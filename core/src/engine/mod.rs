@@ -266,8 +266,8 @@ impl Engine {
         }
         match self.runner.submit(&self.plan, self.scheduler.sequences()) {
             Ok(()) => self.flight.begin(),
-            Err(error) => {
-                self.fail_step(&error);
+            Err(failed) => {
+                self.fail_step(&failed.error, failed.generation);
                 self.report();
             }
         }
@@ -324,11 +324,14 @@ impl Engine {
         }
     }
 
-    /// An error in a step ends the sequences of its plan; the others go on.
-    fn fail_step(&mut self, error: &Error) {
+    /// An error in a step ends the sequences of its plan, or those of them that use `generation`; the others go on.
+    fn fail_step(&mut self, error: &Error, generation: Option<u64>) {
         tracing::error!(%error, rows = self.plan.rows(), "a step failed");
         for chunk in std::mem::take(&mut self.plan.chunks) {
-            if self.scheduler.sequences().find(chunk.slot).is_none() {
+            let sequence = self.scheduler.sequences().find(chunk.slot);
+            let fails =
+                |sequence: &Sequence| generation.is_none() || sequence.generation() == generation;
+            if !sequence.is_some_and(fails) {
                 continue;
             }
             let sequence = self.scheduler.finish(chunk.slot, &mut self.blocks);

@@ -13,11 +13,16 @@ use tokio::runtime::Builder;
 
 use super::*;
 use crate::adapter::Adapter;
+use crate::adapter::testing::adapter;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
 use crate::request::{GenerateRequest, Output, SamplingParams, TextOptions, UpdatePolicy};
+use crate::runner::StepError;
 use crate::scheduler::Sequences;
 use crate::tokenizer::Tokenizer;
+
+/// A generation that is never on the device.
+const LOST: u64 = 404;
 
 /// Draws the token after the last one; fails when it meets the token 99 and panics when it meets 999.
 #[derive(Debug, Default)]
@@ -41,7 +46,13 @@ impl Runner for Counting {
 
     fn arrived_adapters(&mut self, _wait: bool, _arrived: &mut Vec<u64>) {}
 
-    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<(), StepError> {
+        let mut generations =
+            plan.chunks.iter().map(|chunk| sequences.get(chunk.slot).generation());
+        if generations.any(|generation| generation == Some(LOST)) {
+            let error = Error::internal("it is lost");
+            return Err(StepError { error, generation: Some(LOST) });
+        }
         let before = std::mem::take(&mut self.drawn);
         for chunk in plan.chunks.iter().filter(|chunk| chunk.draws) {
             let last = match chunk.follows {
@@ -50,7 +61,7 @@ impl Runner for Counting {
             };
             assert_ne!(last, 999, "the script says so");
             if last == 99 {
-                return Err(Error::internal("the script says so"));
+                return Err(Error::internal("the script says so").into());
             }
             self.drawn.push(last + 1);
         }
@@ -224,6 +235,31 @@ fn a_step_that_fails_late_leaves_the_others_and_no_block_behind() {
         assert!(wait(engine.reset_prefix_cache()).unwrap(), "step {step} left a block in use");
         assert_eq!(engine.open_requests(), 0);
     }
+}
+
+#[test]
+fn an_adapter_that_cannot_be_had_on_the_device_ends_its_own_requests_alone() {
+    let engine = engine_of(Counting::default(), |options| {
+        options.scheduler.max_num_seqs = 8;
+        options.adapter_pool = 100;
+    });
+    for _ in 0..20 {
+        let of = |generation: u64| GenerateRequest {
+            adapter: Some(adapter("x", generation, 10)),
+            ..request(200, 20)
+        };
+        let runs = [request(300, 20), of(1), of(2)].map(|request| engine.submit(request).unwrap());
+        let fails = [of(LOST), of(LOST)].map(|request| engine.submit(request).unwrap());
+        for stream in fails {
+            assert_eq!(wait(stream.collect()).unwrap_err().message, "it is lost");
+        }
+        for stream in runs {
+            let tokens = wait(stream.collect()).unwrap().tokens;
+            assert!(tokens.windows(2).all(|pair| pair[1].id == pair[0].id + 1));
+            assert_eq!(tokens.len(), 20);
+        }
+    }
+    assert!(wait(engine.reset_prefix_cache()).unwrap(), "a block is in use");
 }
 
 /// Q4: an engine that dies answers everybody and takes nothing more; nobody hangs.

@@ -11,10 +11,25 @@ use std::sync::Arc;
 use loraplex_kernels::{OpCounters, StepOutput};
 
 use crate::adapter::Adapter;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::scheduler::{Sequences, StepPlan};
 
 pub use model_runner::ModelRunner;
+
+/// Why a step did not start.
+#[derive(Debug)]
+pub struct StepError {
+    /// What went wrong.
+    pub error: Error,
+    /// The generation that could not be had on the device, where that is all: what others do can be planned again.
+    pub generation: Option<u64>,
+}
+
+impl<E: Into<Error>> From<E> for StepError {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), generation: None }
+    }
+}
 
 /// Runs steps. Submission and collection are apart, so that a device may still be busy with one step when the next is
 /// planned; collection is in the order of submission.
@@ -23,7 +38,7 @@ pub trait Runner: Debug + Send {
     fn copies_adapters(&self) -> bool;
 
     /// Begins to copy `adapters` to the device. A copy that cannot begin is tried again by the step that needs it, which
-    /// then fails.
+    /// then fails for the sequences that use it.
     fn copy_adapters(&mut self, adapters: &[Arc<Adapter>]);
 
     /// Adds to `arrived` the generations whose copies have ended since it was asked last; if `wait`, waits for one at
@@ -31,7 +46,7 @@ pub trait Runner: Debug + Send {
     fn arrived_adapters(&mut self, wait: bool, arrived: &mut Vec<u64>);
 
     /// Starts a step.
-    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()>;
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<(), StepError>;
 
     /// Whether the device is through with the oldest step under way.
     fn has_ended(&self) -> bool;

@@ -7,8 +7,8 @@ use loraplex_kernels::{
     Backend, KvShape, LoraSegment, OpCounters, SampleRow, StepMode, StepOutput,
 };
 
-use super::Runner;
 use super::batch::{InputBatch, recycled, sample_rows};
+use super::{Runner, StepError};
 use crate::adapter::Adapter;
 use crate::error::Result;
 use crate::model::{Decoder, Workspace};
@@ -59,20 +59,22 @@ impl<B: Backend> ModelRunner<B> {
         })
     }
 
-    /// Has it copied unless it has been already. One whose copy failed is copied anew.
+    /// Has it copied unless it has been already, and waits for that. One whose copy failed is copied anew.
     fn make_resident(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
-        if let Some(resident) = self.residents.get_mut(&adapter.generation) {
-            let backend = &self.backend;
-            if !backend.has_arrived(&resident.weights)
-                || backend.wait_for_adapter(&resident.weights).is_ok()
-            {
-                if resident.adapter.strong_count() == 0 {
-                    // It has left host memory and is back.
-                    resident.adapter = Arc::downgrade(adapter);
-                }
-                return Ok(());
+        if let Some(resident) = self.residents.get_mut(&adapter.generation)
+            && self.backend.wait_for_adapter(&resident.weights).is_ok()
+        {
+            if resident.adapter.strong_count() == 0 {
+                // It has left host memory and is back.
+                resident.adapter = Arc::downgrade(adapter);
             }
+            return Ok(());
         }
+        self.begin_copy(adapter)?;
+        Ok(self.backend.wait_for_adapter(&self.residents[&adapter.generation].weights)?)
+    }
+
+    fn begin_copy(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
         let weights = self.backend.upload_adapter(&adapter.packed)?;
         let resident = Resident { adapter: Arc::downgrade(adapter), weights };
         self.residents.insert(adapter.generation, resident);
@@ -118,7 +120,9 @@ impl<B: Backend> Runner for ModelRunner<B> {
     fn copy_adapters(&mut self, copies: &[Arc<Adapter>]) {
         for adapter in copies {
             self.coming.push(adapter.generation);
-            if let Err(error) = self.make_resident(adapter) {
+            if !self.residents.contains_key(&adapter.generation)
+                && let Err(error) = self.begin_copy(adapter)
+            {
                 tracing::error!(adapter = adapter.name(), %error, "no copy on the device");
             }
         }
@@ -141,11 +145,18 @@ impl<B: Backend> Runner for ModelRunner<B> {
         self.coming = coming;
     }
 
-    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<()> {
+    fn submit(&mut self, plan: &StepPlan, sequences: &Sequences) -> Result<(), StepError> {
         for chunk in &plan.chunks {
             // Those that came as copies are there; others are read where they lie, or found no room beside an older one.
             if let Some(adapter) = &sequences.get(chunk.slot).adapter {
-                self.make_resident(adapter)?;
+                let there = self.make_resident(adapter);
+                there.map_err(|error| {
+                    let error = error.context(format_args!(
+                        "LoRA adapter '{}' cannot be had on the device",
+                        adapter.name()
+                    ));
+                    StepError { error, generation: Some(adapter.generation) }
+                })?;
             }
         }
         self.batch.fill(plan, sequences, self.block_size);
