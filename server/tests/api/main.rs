@@ -118,6 +118,14 @@ fn drawn(llm: &Llm) -> u64 {
     metric(llm, "vllm:generation_tokens_total")
 }
 
+/// The same once nothing runs: the last of an answer is counted after it is out.
+async fn drawn_so_far(llm: &Llm) -> u64 {
+    while metric(llm, "vllm:num_requests_running") > 0 {
+        tokio::task::yield_now().await;
+    }
+    drawn(llm)
+}
+
 /// Waits until the engine has drawn more than `count` tokens.
 async fn drawn_more(llm: &Llm, count: u64) {
     while drawn(llm) <= count {

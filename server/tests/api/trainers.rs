@@ -8,7 +8,9 @@ use futures::future::join;
 use loraplex_core::Llm;
 use serde_json::{Value, json};
 
-use crate::{Answer, app, app_with, demo, drawn, drawn_more, load, metric, post_request, send};
+use crate::{
+    Answer, app, app_with, demo, drawn_more, drawn_so_far, load, metric, post_request, send,
+};
 
 async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
     send(app(llm, &[], &[]), post_request(path, &body)).await
@@ -171,7 +173,7 @@ async fn pauses_in_three_modes() {
     assert_eq!(paused().await, false);
     assert_eq!(call(&llm, "/v1/completions", short.clone()).await.status, 200);
     // Wait: what runs finishes first.
-    let before = drawn(&llm);
+    let before = drawn_so_far(&llm).await;
     let (answer, _) = join(call(&llm, "/v1/completions", long(json!({"max_tokens": 60}))), async {
         drawn_more(&llm, before).await;
         bare(&llm, "POST", "/pause?mode=wait").await;
@@ -481,7 +483,7 @@ async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_
     assert!(endings[1].0 == "abort" && endings[1].1 < 400, "{endings:?}");
     // The call's own id names both.
     let body = json!({"text": ["Once", "Once"], "rid": "all", "sampling_params": {"max_new_tokens": 400, "ignore_eos": true}});
-    let before = drawn(&llm);
+    let before = drawn_so_far(&llm).await;
     let abort = async {
         drawn_more(&llm, before).await;
         call(&llm, "/abort_request", json!({"rid": "all"})).await
