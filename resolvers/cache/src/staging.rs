@@ -110,7 +110,10 @@ impl Staging {
         let folder = self.folder();
         let reserve = folder.join(RESERVE);
         remove(&reserve).map_err(|error| CacheError::io("remove", &reserve, &error))?;
-        self.add_text(&folder.join(MANIFEST), &text)?;
+        let path = folder.join(MANIFEST);
+        self.add_text(&path, &text)?;
+        // Uses are told by this clock; the file system's own can be coarser.
+        touch(&path).map_err(|error| CacheError::io("touch", &path, &error))?;
         disk.sync_folder(&folder)?;
         let place = cache.entry(&digest);
         let is_there = Manifest::holds(&place, &digest);
