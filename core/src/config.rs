@@ -88,7 +88,7 @@ pub struct SchedulerConfig {
     /// Rows of a step: a longer prompt is read in chunks of what is left beside the decodes.
     pub max_num_batched_tokens: usize,
     /// Rows of a step that one prompt takes at most, so that others that come meanwhile have some of each step, too.
-    pub most_of_a_prompt: Option<usize>,
+    pub most_of_a_prompt: usize,
     /// Requests that may wait; one more is refused.
     pub max_waiting: usize,
     /// How long a request waits for room for its adapter on the device before it is refused.
@@ -102,7 +102,7 @@ impl Default for SchedulerConfig {
         Self {
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
-            most_of_a_prompt: None,
+            most_of_a_prompt: usize::MAX,
             max_waiting: 1024,
             adapter_wait: Duration::from_secs(60),
             run_ahead: None,

@@ -295,7 +295,6 @@ impl Scheduler {
     }
 
     fn plan_prompts(&mut self, plan: &mut StepPlan, budget: &mut usize, blocks: &mut BlockManager) {
-        let most = self.config.most_of_a_prompt.unwrap_or(usize::MAX);
         for &slot in &self.running {
             if *budget == 0 {
                 break;
@@ -305,7 +304,7 @@ impl Scheduler {
                 continue;
             }
             let room = (sequence.table.len() + blocks.available()) * blocks.block_size();
-            let rows = sequence.pending().min(*budget).min(most);
+            let rows = sequence.pending().min(*budget).min(self.config.most_of_a_prompt);
             let rows = rows.min(room.saturating_sub(sequence.computed));
             if rows > 0 && blocks.grow(&mut sequence.table, sequence.computed + rows) {
                 plan.chunks.push(chunk(slot, sequence, rows));
@@ -392,8 +391,7 @@ impl Scheduler {
                 let (key, tokens) = (sequence.key, &sequence.tokens);
                 sequence.computed = blocks.take_prefix(key, tokens, &mut sequence.table);
             }
-            let most = self.config.most_of_a_prompt.unwrap_or(usize::MAX);
-            let rows = sequence.pending().min(*budget).min(most);
+            let rows = sequence.pending().min(*budget).min(self.config.most_of_a_prompt);
             let fits = blocks.missing(&sequence.table, sequence.computed + rows)
                 <= blocks.available().saturating_sub(self.reserve(blocks));
             let sequence = self.sequences.get_mut(slot);

@@ -108,7 +108,7 @@ fn a_long_prompt_is_read_in_chunks_beside_the_decodes() {
 #[test]
 fn a_long_prompt_can_leave_some_of_each_step_to_those_behind_it() {
     let mut scene = Scene::new(8, 4, 16);
-    scene.scheduler.config.most_of_a_prompt = Some(5);
+    scene.scheduler.config.most_of_a_prompt = 5;
     scene.add(12, 1);
     scene.add(2, 1);
     assert_eq!(scene.run(), ["0[0..5) 1[0..2)*", "0[5..10)", "0[10..12)*"]);

@@ -102,7 +102,10 @@ fn engine(settings: &Settings, model: PathBuf) -> Result<EngineConfig> {
         max_num_batched_tokens: settings
             .max_num_batched_tokens
             .unwrap_or(scheduler.max_num_batched_tokens),
-        most_of_a_prompt: settings.long_prefill_token_threshold.filter(|&tokens| tokens > 0),
+        most_of_a_prompt: settings
+            .long_prefill_token_threshold
+            .filter(|&tokens| tokens > 0)
+            .unwrap_or(scheduler.most_of_a_prompt),
         max_waiting: settings.max_queued_requests.unwrap_or(scheduler.max_waiting),
         adapter_wait: duration("--lora-wait-timeout", settings.lora_wait_timeout)?
             .unwrap_or(scheduler.adapter_wait),
