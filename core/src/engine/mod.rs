@@ -227,6 +227,7 @@ impl Engine {
     }
 
     fn step(&mut self) {
+        self.expire();
         if !self.flight.under_way {
             self.start_step();
         }
@@ -241,14 +242,18 @@ impl Engine {
         }
     }
 
-    /// Plans a step and submits it, if anything can run.
-    fn start_step(&mut self) {
-        self.take_arrived(false);
-        self.scheduler.schedule(&mut self.plan, &mut self.blocks);
+    /// Refuses those who have waited too long for room for their adapter.
+    fn expire(&mut self) {
         for sequence in self.scheduler.expire(Instant::now(), &mut self.blocks) {
             self.outputs.fail(sequence.id, &no_room(&sequence));
             self.adapters_moved = true;
         }
+    }
+
+    /// Plans a step and submits it, if anything can run.
+    fn start_step(&mut self) {
+        self.take_arrived(false);
+        self.scheduler.schedule(&mut self.plan, &mut self.blocks);
         self.runner.evict(&self.plan.evicted);
         self.runner.copy_adapters(&self.plan.copies);
         // Who unloads an adapter waits until nobody holds it.

@@ -17,8 +17,7 @@ impl Scheduler {
         blocks: &mut BlockManager,
     ) -> bool {
         plan.clear();
-        let full = self.running.len() >= self.config.max_num_seqs;
-        let nobody_comes = self.waiting.is_empty() || full && self.deferred.is_empty();
+        let nobody_comes = self.waiting.is_empty() || self.closed;
         if !nobody_comes || !self.flips.is_empty() || self.pool.is_copying() {
             return false;
         }

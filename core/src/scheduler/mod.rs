@@ -54,6 +54,8 @@ pub struct Scheduler {
     deferred: Vec<Slot>,
     /// Generations that take no new sequences, so that somebody who has waited too long finds room.
     victims: Vec<u64>,
+    /// Nobody who waits can come in before somebody ends, a copy arrives or another sequence comes: the step after is known.
+    closed: bool,
 }
 
 /// Sequences by [`Slot`].
@@ -110,6 +112,7 @@ impl Scheduler {
             newest: HashMap::new(),
             deferred: Vec::new(),
             victims: Vec::new(),
+            closed: false,
             config,
             max_model_len,
             sequences: Sequences::default(),
@@ -130,6 +133,7 @@ impl Scheduler {
         let slot = self.sequences.insert(sequence);
         self.slots.insert(id, slot);
         self.waiting.insert(rank, slot);
+        self.closed = false;
     }
 
     /// Takes a sequence out, waiting or running; its blocks go back.
@@ -201,6 +205,7 @@ impl Scheduler {
     /// An adapter's copy to the device has ended.
     pub fn adapter_arrived(&mut self, generation: u64) {
         self.pool.arrived(generation);
+        self.closed = false;
     }
 
     /// Whether adapters are being copied, for which sequences may wait.
@@ -255,6 +260,7 @@ impl Scheduler {
     /// Fills `plan` with the next step. Without chunks only when there is no work, or all of it waits for adapters.
     pub fn schedule(&mut self, plan: &mut StepPlan, blocks: &mut BlockManager) {
         plan.clear();
+        self.closed = false;
         self.take_successors(plan);
         let mut budget = self.config.max_num_batched_tokens;
         loop {
@@ -375,11 +381,24 @@ impl Scheduler {
         self.deferred.clear();
         self.victims.clear();
         let mut last = Bound::Unbounded;
-        while *budget > 0 && self.running.len() < self.config.max_num_seqs {
+        // Whether somebody waits for a prefix that others compute.
+        let mut soon = false;
+        loop {
+            if self.running.len() >= self.config.max_num_seqs {
+                self.closed = true;
+                break;
+            }
             let mut rest = self.waiting.range((last, Bound::Unbounded));
-            let Some((&rank, &slot)) = rest.next() else { break };
+            let Some((&rank, &slot)) = rest.next() else {
+                self.closed = !soon;
+                break;
+            };
+            if *budget == 0 {
+                break;
+            }
             last = Bound::Excluded(rank);
             if blocks.is_caching() && self.is_being_computed(slot, blocks.block_size()) {
+                soon = true;
                 continue;
             }
             if !self.may_lease(slot, plan) {
@@ -398,6 +417,7 @@ impl Scheduler {
             if !fits || !blocks.grow(&mut sequence.table, sequence.computed + rows) {
                 sequence.computed = 0;
                 blocks.release(std::mem::take(&mut sequence.table));
+                self.closed = !soon;
                 break;
             }
             sequence.deferred_since = None;
@@ -486,6 +506,7 @@ impl Scheduler {
     fn remove(&mut self, slot: Slot, blocks: &mut BlockManager) -> Sequence {
         let mut sequence = self.sequences.remove(slot);
         self.slots.remove(&sequence.id);
+        self.closed = false;
         if self.waiting.remove(&(sequence.priority, sequence.id)).is_none() {
             self.running.retain(|&running| running != slot);
             if let Some(generation) = sequence.generation() {

@@ -67,3 +67,38 @@ fn a_step_that_fails_ahead_fails_in_its_turn() {
     assert!(found.len() <= 9 && found.iter().copied().eq(91..91 + found.len() as u32), "{found:?}");
     assert!(wait(engine.submit(request(20, 2)).unwrap().collect()).is_ok());
 }
+
+/// A generation of an adapter that takes all room there is.
+fn of_adapter(generation: u64) -> GenerateRequest {
+    GenerateRequest {
+        adapter: Some(adapter("x", generation, 10)),
+        ..request(100 * generation as u32, 60)
+    }
+}
+
+#[test]
+fn steps_run_ahead_while_others_wait_for_room() {
+    let (engine, count) = ahead(|options| options.adapter_pool = 10);
+    let streams = [1, 2, 3].map(|at| (at, engine.submit(of_adapter(at)).unwrap()));
+    for (at, stream) in streams {
+        let output = wait(stream.collect()).unwrap();
+        let first = 100 * at as u32;
+        assert!(tokens(&output).into_iter().eq(first + 1..=first + 60));
+    }
+    let count = count.load(Ordering::Relaxed);
+    assert!((150..180).contains(&count), "{count} steps of 180");
+}
+
+#[test]
+fn who_has_waited_too_long_for_room_is_told_while_steps_run_ahead() {
+    let (engine, count) = ahead(|options| {
+        options.adapter_pool = 10;
+        options.scheduler.adapter_wait = Duration::ZERO;
+    });
+    let mut runs = engine.submit(of_adapter(1)).unwrap();
+    wait(runs.next()).unwrap().unwrap();
+    let error = wait(engine.submit(of_adapter(2)).unwrap().collect()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    drop(runs);
+    assert!(count.load(Ordering::Relaxed) > 0);
+}
