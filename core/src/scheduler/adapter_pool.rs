@@ -31,6 +31,8 @@ struct Resident {
     adapter: Weak<Adapter>,
     bytes: usize,
     leases: usize,
+    /// Leases that there were since it came.
+    served: usize,
     used: u64,
 }
 
@@ -129,6 +131,7 @@ impl AdapterPool {
                 self.leased += resident.bytes;
             }
             resident.leases += 1;
+            resident.served += 1;
             resident.used = ticks;
             return;
         }
@@ -144,7 +147,7 @@ impl AdapterPool {
         debug_assert!(self.used + bytes <= self.limit, "a lease follows can_lease");
         self.used += bytes;
         self.leased += bytes;
-        let resident = Resident { adapter: adapter_ref, bytes, leases: 1, used: ticks };
+        let resident = Resident { adapter: adapter_ref, bytes, leases: 1, served: 1, used: ticks };
         self.residents.insert(adapter.generation, resident);
     }
 
@@ -182,14 +185,22 @@ impl AdapterPool {
         });
     }
 
-    /// Leased generations that must end for `bytes` to have room: those with the fewest leases, so that the fewest
-    /// requests wait for it.
-    pub fn victims(&self, bytes: usize, victims: &mut Vec<u64>) {
+    /// Whether `generation` has had its share of leases since it came, of `all` that residents have at once.
+    pub fn had_its_share(&self, generation: u64, all: usize) -> bool {
+        let share = all / self.residents.len().max(1);
+        self.residents.get(&generation).is_some_and(|resident| resident.served > share)
+    }
+
+    /// Leased generations that must end for `bytes` to have room: of those that have had their share of `all` leases the
+    /// ones with the fewest, so that the fewest requests wait for it. None if that would not be enough.
+    pub fn victims(&self, bytes: usize, all: usize, victims: &mut Vec<u64>) {
         victims.clear();
         let mut leased: Vec<(usize, u64, usize)> = self
             .residents
             .iter()
-            .filter(|(_, resident)| resident.leases > 0)
+            .filter(|(generation, resident)| {
+                resident.leases > 0 && self.had_its_share(**generation, all)
+            })
             .map(|(&generation, resident)| (resident.leases, generation, resident.bytes))
             .collect();
         leased.sort_unstable();
@@ -200,6 +211,9 @@ impl AdapterPool {
             }
             room += freed;
             victims.push(generation);
+        }
+        if room < bytes {
+            victims.clear();
         }
     }
 
@@ -287,12 +301,12 @@ mod tests {
             pool.lease(one, &mut evicted);
         }
         let mut victims = Vec::new();
-        pool.victims(10, &mut victims);
+        pool.victims(10, 0, &mut victims);
         assert_eq!(victims, [2]);
-        pool.victims(20, &mut victims);
+        pool.victims(20, 0, &mut victims);
         assert_eq!(victims, [2, 3]);
         pool.release(2);
-        pool.victims(10, &mut victims);
+        pool.victims(10, 0, &mut victims);
         assert_eq!(victims, [0u64; 0]);
     }
 }

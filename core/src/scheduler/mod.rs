@@ -371,7 +371,7 @@ impl Scheduler {
             return self.pool.prepare(adapter, &mut plan.evicted, &mut plan.copies);
         }
         if self.victims.is_empty() && sequence.overtaken >= patience {
-            self.pool.victims(adapter.bytes(), &mut self.victims);
+            self.pool.victims(adapter.bytes(), patience, &mut self.victims);
         }
         self.deferred.push(slot);
         false
@@ -424,8 +424,13 @@ impl Scheduler {
             if let Some(adapter) = &sequence.adapter {
                 self.pool.lease(adapter, &mut plan.evicted);
             }
-            for &passed in &self.deferred {
-                self.sequences.get_mut(passed).overtaken += 1;
+            // Those who come along with an adapter that somebody waited for do not count.
+            let generation = sequence.generation();
+            let all = self.config.max_num_seqs;
+            if generation.is_some_and(|generation| self.pool.had_its_share(generation, all)) {
+                for &passed in &self.deferred {
+                    self.sequences.get_mut(passed).overtaken += 1;
+                }
             }
             let sequence = self.sequences.get_mut(slot);
             if sequence.preemptions == 0 {

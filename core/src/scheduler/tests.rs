@@ -334,14 +334,12 @@ fn nobody_is_passed_for_ever() {
 #[test]
 fn many_adapters_over_little_room_run_in_full_batches() {
     // 64 adapters of 8 requests each, room for 8, 64 sequences at once; as many steps as 8 adapters would take.
-    let ends = |distinct: usize| {
+    let ends = |distinct: usize, order: fn(usize) -> usize| {
         let mut scene = Scene::new(512, 64, 4096);
         scene.scheduler.pool = AdapterPool::new(80);
         let all = adapters(64);
         for turn in 0..512 {
-            // All numbers below 512 once, in no order: clients come as they come.
-            let turn = (turn * 205 % 512) ^ 22;
-            scene.add_to(&all[turn / (512 / distinct)], 32);
+            scene.add_to(&all[order(turn) / (512 / distinct)], 32);
         }
         let (mut steps, mut ends) = (0, Vec::new());
         while scene.scheduler.has_work() {
@@ -349,12 +347,25 @@ fn many_adapters_over_little_room_run_in_full_batches() {
             steps += 1;
             ends.resize(scene.endings.len(), steps);
         }
-        ends
+        (ends, scene.scheduler.pool().evictions)
     };
-    let (few, many) = (ends(8), ends(64));
-    let last = |ends: &[usize]| ends[511];
-    assert!(last(&many) * 8 <= last(&few) * 10, "{} steps, {} with 8", last(&many), last(&few));
-    assert!(last(&many) <= 10 * many[256], "the last one waits {} times the median", last(&many));
+    // All numbers below 512 once: one adapter after the other, or in no order, as clients come.
+    for order in [|turn| turn % 64 * 8 + turn / 64, |turn| (turn * 205 % 512) ^ 22] {
+        let ((few, _), (many, evictions)) = (ends(8, order), ends(64, order));
+        let last = |ends: &[usize]| ends[511];
+        assert!(
+            last(&many) * 20 <= last(&few) * 21,
+            "{} steps, {} with 8",
+            last(&many),
+            last(&few)
+        );
+        assert_eq!(evictions, 56, "each comes once");
+        assert!(
+            last(&many) <= 10 * many[256],
+            "the last one waits {} times the median",
+            last(&many)
+        );
+    }
 }
 
 #[test]
