@@ -13,7 +13,7 @@ struct LoraPart {
     u32 rank;      // 0: the adapter leaves the part alone
     u32 lane;      // its first lane among the site's
     float scale;
-    u32 unused;
+    u32 slot;  // of a row's adapter below W, in `Lora::parts` alone
 
     // Elements from one row of B to the next.
     DEVICE u32 stride() const { return (rank + 7) & ~7u; }
@@ -40,8 +40,9 @@ struct Lora {
     u32 lane_stride;
     u32 site;        // layer * 4 + site
     u32 slot_lanes;  // of a slot below W: sixteen a part; 0: a shrink made h
-    u32 slots;       // that the product gave
-    const u8* packed;  // B of the first of them (`packed.cuh`)
+    u32 rows;        // of `parts`
+    const u8* packed;       // B of the first slots (`packed.cuh`)
+    const LoraPart* parts;  // what rows have at the site, [3, rows] (`spread.cu`)
 };
 
 // What the tile's adapter does at this site, if anything.
@@ -53,10 +54,8 @@ DEVICE const LoraSite* site_of(const Lora& lora, const Tile& tile) {
 
 // What a row's adapter has for a part, with its lanes among all of h, where A lies below W; of rank 0 where it has nothing.
 DEVICE LoraPart part_of_row(const Lora& lora, u32 row, u32 index) {
-    const Tile tile = lora.tiles[row];
-    if (!tile.sites) return LoraPart{0, 0, 0, 0.0f, 0};
-    LoraPart part = tile.sites[lora.site].parts[index];
-    part.lane = tile.slot * lora.slot_lanes + index * LORA_LANES;
+    LoraPart part = lora.parts[index * lora.rows + row];
+    part.lane = part.slot * lora.slot_lanes + index * LORA_LANES;
     return part;
 }
 

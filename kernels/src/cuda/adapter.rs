@@ -197,8 +197,11 @@ struct PartEntry {
     rank: u32,
     lane: u32,
     scale: f32,
-    unused: u32,
+    slot: u32,
 }
+
+/// Bytes of that.
+pub(super) const PART_BYTES: usize = size_of::<PartEntry>();
 
 // SAFETY: numbers alone, without padding.
 unsafe impl Number for SiteEntry {}
@@ -296,7 +299,7 @@ fn entry(site: Option<&PackedSite>, base: u64) -> SiteEntry {
         rank: part.rank as u32,
         lane: part.lane as u32,
         scale: part.scale,
-        unused: 0,
+        slot: 0,
     };
     SiteEntry {
         a: base + site.a as u64,

@@ -38,9 +38,10 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 13] = sources![
+pub const SOURCES: [Source; 14] = sources![
     "embed.cu",
     "stack.cu",
+    "spread.cu",
     "residual.cu",
     "qkv.cu",
     "gated_mlp.cu",

@@ -11,8 +11,19 @@ pub(super) struct Lora {
     pub(super) lane_stride: u32,
     pub(super) site: u32,
     pub(super) slot_lanes: u32,
-    pub(super) slots: u32,
+    pub(super) rows: u32,
     pub(super) packed: u64,
+    pub(super) parts: u64,
+}
+
+/// `SpreadArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Spread {
+    pub(super) tiles: u64,
+    pub(super) parts: u64,
+    pub(super) rows: u32,
+    pub(super) unused: u32,
 }
 
 /// `StackArgs`.
@@ -279,13 +290,14 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 136,
-    Qkv: 192,
-    Gated: 120,
+    Residual: 144,
+    Qkv: 200,
+    Gated: 128,
     Stack: 32,
-    Shrink: 64,
+    Spread: 24,
+    Shrink: 72,
     Product: 48,
-    Expand: 72,
+    Expand: 80,
     Decode: 104,
     Prefill: 80,
     Gather: 56,

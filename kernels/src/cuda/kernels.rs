@@ -35,6 +35,7 @@ pub(super) struct Kernels {
     /// For one slot, and for several.
     pub(super) gated_mlp_packed: [CudaFunction; 2],
     pub(super) stack: CudaFunction,
+    pub(super) spread: CudaFunction,
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
     pub(super) expand: CudaFunction,
@@ -100,6 +101,7 @@ impl Kernels {
                 find("gated_mlp.cu", "gated_mlp_packed")?,
             ],
             stack: find("stack.cu", "stack")?,
+            spread: find("spread.cu", "spread")?,
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
             expand: find("expand.cu", "expand")?,

@@ -203,7 +203,7 @@ impl CudaBackend {
     }
 
     /// Whether the step's adapters have B packed, and rows enough share it: eight of them take their slots in turns.
-    fn packs(&self) -> bool {
+    pub(super) fn packs(&self) -> bool {
         let slots = self.step.stacked;
         slots == 1 || slots <= PACKED_SLOTS && slots > 0 && self.step.counts.rows >= 4 * slots
     }

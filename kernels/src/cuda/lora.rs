@@ -93,8 +93,8 @@ impl CudaBackend {
                 h: y + 2 * outputs as u64,
                 lane_stride: all as u32,
                 slot_lanes: weight.slot_lanes as u32,
-                slots: self.step.stacked as u32,
                 packed: self.stack.packed(place),
+                parts: self.parts_of(place),
                 ..self.lora(place)
             };
             return Ok(Queued { y, y_stride: all, lora, lora_is: Pending::Stacked, delta: 0 });
@@ -158,8 +158,9 @@ impl CudaBackend {
             lane_stride: self.work.lanes as u32,
             site: place.site.slot(place.layer) as u32,
             slot_lanes: 0,
-            slots: 0,
+            rows: self.step.counts.rows as u32,
             packed: 0,
+            parts: 0,
         }
     }
 

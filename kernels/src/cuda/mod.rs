@@ -143,6 +143,8 @@ struct Work {
     deltas: Workspace,
     /// Results of the shrink, bf16, with `lanes` to a row.
     shrunk: Workspace,
+    /// What each row's adapter has at each site.
+    parts: Workspace,
     lanes: usize,
     /// Decode attention's partial results and how many have arrived.
     sums: Workspace,
@@ -270,19 +272,17 @@ impl CudaBackend {
         self.send_meta(rows, padded)?;
         self.counters.steps += 1;
         match start {
-            Start::Plain | Start::Warm(_) => Ok(StepMode::Issue),
-            Start::Record(form) => {
-                self.graphs.record(form)?;
-                Ok(StepMode::Issue)
-            }
+            Start::Plain | Start::Warm(_) => {}
+            Start::Record(form) => self.graphs.record(form)?,
             Start::Replay(form) => {
-                if !self.graphs.replay(form)? {
-                    return Ok(StepMode::Issue);
+                if self.graphs.replay(form)? {
+                    self.count_all();
+                    return Ok(StepMode::Replay);
                 }
-                self.count_all();
-                Ok(StepMode::Replay)
             }
         }
+        self.spread_adapters()?;
+        Ok(StepMode::Issue)
     }
 
     fn send_meta(&mut self, rows: usize, padded: bool) -> Result<()> {

@@ -8,15 +8,16 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::CudaBackend;
-use super::adapter::{Adapter, PARTS, Resident};
+use super::adapter::{Adapter, PART_BYTES, PARTS, Resident};
 use super::error::check_below;
 use super::gpu::{Gpu, Shape};
-use super::kernel_args::Stack as StackArgs;
+use super::kernel_args::{Spread, Stack as StackArgs};
 use super::layers::fits_packed;
 use super::lora::Place;
 use super::memory::{Block, Workspace, padded};
 use super::step::MOST_SMALL;
 use super::weights::Linear;
+use crate::args::KvShape;
 use crate::error::Result;
 
 /// Ranks of a slot, for each part of a site.
@@ -196,6 +197,30 @@ impl CudaBackend {
             unsafe { self.gpu.launch(&self.kernels.stack, &self.gpu.compute, shape, &args)? };
         }
         Ok(())
+    }
+
+    /// Has every row told what its adapter has at every site, where readers find B by the row.
+    pub(super) fn spread_adapters(&mut self) -> Result<()> {
+        let packed = |cache: KvShape| self.packs() && fits_packed(cache.head_dim);
+        if self.step.stacked == 0 || self.limits.cache.is_some_and(packed) {
+            return Ok(());
+        }
+        let rows = self.step.counts.rows;
+        let room = rows.max(MOST_SMALL) * self.stack.places.len() * PARTS * PART_BYTES;
+        if self.work.parts.reserve(&self.gpu, room, "what rows have of adapters")? {
+            self.graphs.forget()?;
+        }
+        let tiles = self.meta(self.step.counts.places().tiles);
+        let args = Spread { tiles, parts: self.work.parts.address(), rows: rows as u32, unused: 0 };
+        let shape = Shape::new([self.stack.places.len(), rows.div_ceil(256), 1], 256);
+        // SAFETY: tiles are one a row, of adapters that the step holds and whose tables have all sites; reserved just above.
+        unsafe { self.gpu.launch(&self.kernels.spread, &self.gpu.compute, shape, &args) }
+    }
+
+    /// What rows have at a place.
+    pub(super) fn parts_of(&self, place: Place) -> u64 {
+        let before = place.site.slot(place.layer) * PARTS * self.step.counts.rows;
+        self.work.parts.address() + (before * PART_BYTES) as u64
     }
 
     /// Lanes below `weight` that its product is to give as well; 0 where the step's adapters do not lie there.

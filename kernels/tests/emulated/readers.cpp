@@ -15,6 +15,7 @@
 #include "../../cuda/gated_mlp.cu"
 #include "../../cuda/qkv.cu"
 #include "../../cuda/residual.cu"
+#include "../../cuda/spread.cu"
 #include "../../cuda/stack.cu"
 
 // What runs: adapters by the ranks of their parts, and rows.
@@ -45,6 +46,7 @@ struct Site {
     std::vector<Adapter> adapters;
     std::vector<u8> packed;
     std::vector<Tile> tiles;
+    std::vector<LoraPart> parts;
 
     Site(const Case& job, std::vector<u32> widths) : job(job), widths(widths), slot_lanes(LORA_LANES * widths.size()) {
         u32 taken = 0;
@@ -63,6 +65,8 @@ struct Site {
             const Adapter* adapter = has ? &adapters[shares == 1 ? 0 : share - 1] : 0;
             tiles.push_back(adapter ? Tile{&adapter->site, row, 1, (u8)adapter->slot, (u8)adapter->slots} : Tile{0, row, 1, 0, 0});
         }
+        parts.assign(3 * job.rows, LoraPart{0, 99, 99, NAN, 99});
+        launch({1, 1, 1}, 256, [&] { spread({tiles.data(), parts.data(), job.rows, 0}); });
     }
 
     Adapter make(const std::vector<u32>& ranks) const {
@@ -112,7 +116,7 @@ struct Site {
     u32 stride(u32 outputs) const { return outputs + slots * slot_lanes; }
 
     Lora lora(u16* y, u32 outputs) const {
-        return {tiles.data(), y + outputs, stride(outputs), 0, slot_lanes, slots, packed.data()};
+        return {tiles.data(), y + outputs, stride(outputs), 0, slot_lanes, job.rows, packed.data(), parts.data()};
     }
 
     // What LoRA adds to a column of a part.
