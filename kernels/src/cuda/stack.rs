@@ -207,9 +207,7 @@ impl CudaBackend {
         }
         let rows = self.step.counts.rows;
         let room = rows.max(MOST_SMALL) * self.stack.places.len() * PARTS * PART_BYTES;
-        if self.work.parts.reserve(&self.gpu, room, "what rows have of adapters")? {
-            self.graphs.forget()?;
-        }
+        self.graphs.make_room(&mut self.work.parts, room, "what rows have of adapters")?;
         let tiles = self.meta(self.step.counts.places().tiles);
         let args = Spread { tiles, parts: self.work.parts.address(), rows: rows as u32, unused: 0 };
         let shape = Shape::new([self.stack.places.len(), rows.div_ceil(256), 1], 256);
