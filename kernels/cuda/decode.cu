@@ -30,6 +30,8 @@ struct DecodeArgs {
     u32 group;  // heads that share a kv head
     float scale;
     u32 window;  // 0: none
+    u32 early;   // keys of an item that are asked for at once
+    u32 unused;
 };
 
 // Where four keys' V lie for one lane, or K's two: the row of key `first + i`.
@@ -153,6 +155,22 @@ DEVICE void soften(Running<D>& run, float (&s)[4]) {
     }
 }
 
+// Asks for keys and values of an item while the kernel before still runs. Most lay there before; what does not yet goes to
+// L2, too, as all writes do.
+template <int D>
+DEVICE void ask_for_keys(const Paged& cache, const DecodeItem& item, u32 keys) {
+    const u32 end = min(item.end_key, item.first_key + keys);
+    // A lane has a line of a key.
+    constexpr u32 LINES = (D + 63) / 64;
+    for (u32 at = threadIdx.x; at < keys * LINES; at += WARPS * 32) {
+        const u32 key = item.first_key + at / LINES, i = at % LINES * 64;
+        if (key >= end || i >= cache.d_padded) break;
+        const u64 row = cache_row(cache, cache.block_tables + item.first_block, blockIdx.y, key);
+        prefetch_l2(cache.k + row * cache.d_padded + i);
+        prefetch_l2(cache.v + row * cache.d_padded + i);
+    }
+}
+
 template <int D>
 DEVICE void run_keys(const DecodeArgs& args, const DecodeItem& item, const uint4 (&query)[D / 32],
                      Running<D>& run) {
@@ -235,6 +253,7 @@ DEVICE void attend(const DecodeArgs& args) {
     const DecodeItem keys = args.items[blockIdx.x];
     let_dependents_start();
     if (keys.end_key == 0) return;
+    ask_for_keys<D>(args.cache, keys, args.early);
     wait_for_primary();
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, d = args.cache.d;
     const u32 first_head = blockIdx.y * args.group + blockIdx.z * COLUMNS;

@@ -14,6 +14,11 @@ use crate::error::{KernelError, Result};
 const DECODE_HEADS: usize = 8;
 /// (Token, head) pairs that a block of `prefill.cu` takes.
 const PREFILL_PAIRS: usize = 64;
+/// Keys of an item that a block of `decode.cu` asks for at once: what its warps begin with, or, where rows are few, all of an
+/// item. Many rows' would push each other's out of the cache.
+const LEAST_EARLY: u32 = 64;
+const MOST_EARLY: u32 = 256;
+const FEW_ROWS: usize = 16;
 /// Words of `PrefillTile`.
 const TILE_WORDS: usize = 8;
 
@@ -58,6 +63,8 @@ impl CudaBackend {
                 group: group as u32,
                 scale,
                 window,
+                early: if rows <= FEW_ROWS { MOST_EARLY } else { LEAST_EARLY },
+                unused: 0,
             };
             let (kernel, shape) = (&self.kernels.decode[variant], Shape::early(grid, 128));
             // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.

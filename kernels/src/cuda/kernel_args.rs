@@ -197,6 +197,8 @@ pub(super) struct Decode {
     pub(super) group: u32,
     pub(super) scale: f32,
     pub(super) window: u32,
+    pub(super) early: u32,
+    pub(super) unused: u32,
 }
 
 /// `PrefillArgs`.
@@ -298,7 +300,7 @@ kernel_args! {
     Shrink: 72,
     Product: 48,
     Expand: 80,
-    Decode: 104,
+    Decode: 112,
     Prefill: 80,
     Gather: 56,
     Pick: 56,

@@ -45,6 +45,7 @@ static void attention_agrees(const Case& job) {
     args.items = items.data(), args.q = q.data(), args.out = out.data(), args.sums = sums.data(), args.stats = stats.data();
     args.arrived = arrived.data(), args.stride = stride, args.group = job.group, args.scale = 1 / std::sqrt((float)d);
     args.window = job.window;
+    args.early = job.window ? 64 : 256;
     launch({(u32)items.size(), job.kv_heads, splits}, 32 * WARPS,
            [&] { d <= 64 ? decode64(args) : d <= 128 ? decode128(args) : decode256(args); });
     for (u32 counter : arrived) expect("arrived", 0, counter);
