@@ -157,22 +157,10 @@ fn no_weights(folder: &Path) -> Error {
     }
 }
 
-/// Inputs and outputs of a module.
-fn module_shape(model: &ModelConfig, part: Part) -> (usize, usize) {
-    let (hidden, q, kv, ffn) = (model.hidden_size, model.q_size(), model.kv_size(), model.ffn_size);
-    match part {
-        Part::Q => (hidden, q),
-        Part::K | Part::V => (hidden, kv),
-        Part::O => (q, hidden),
-        Part::Gate | Part::Up => (hidden, ffn),
-        Part::Down => (ffn, hidden),
-    }
-}
-
 /// Bytes of a file with every module at the largest rank in f32 and the longest header.
 pub(super) fn largest_file(model: &ModelConfig, limits: &PeftLimits) -> u64 {
     let widths = Part::ALL.iter().map(|part| {
-        let (inputs, outputs) = module_shape(model, *part);
+        let (inputs, outputs) = model.module_shape(*part);
         (inputs + outputs) as u64
     });
     let values = widths.sum::<u64>().saturating_mul((model.layers * limits.max_rank) as u64);

@@ -14,7 +14,7 @@ use crate::engine::{EngineHandle, EngineOptions};
 use crate::error::{Error, Result};
 use crate::kv_cache::BlockManager;
 use crate::metrics::Metrics;
-use crate::model::{Checkpoint, Decoder};
+use crate::model::{Checkpoint, Decoder, ModelConfig};
 use crate::runner::{ModelRunner, Runner};
 
 pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm> {
@@ -44,11 +44,10 @@ pub(super) fn load(config: EngineConfig, progress: &dyn Progress) -> Result<Llm>
         generation_defaults: checkpoint.generation_defaults(),
     };
     let model = checkpoint.config.clone();
-    let slots = memory::adapter_slots(&config.lora, &model);
     let built = match config.device {
         Device::Reference => build(ReferenceBackend::new(), &config, checkpoint, progress)?,
-        Device::Cuda => build(cuda(&config, slots)?, &config, checkpoint, progress)?,
-        Device::Auto if has_gpu() => build(cuda(&config, slots)?, &config, checkpoint, progress)?,
+        Device::Cuda => build(cuda(&config, &model)?, &config, checkpoint, progress)?,
+        Device::Auto if has_gpu() => build(cuda(&config, &model)?, &config, checkpoint, progress)?,
         Device::Auto | Device::Cpu => {
             build(cpu(&config, &checkpoint)?, &config, checkpoint, progress)?
         }
@@ -112,7 +111,8 @@ fn build<B: Backend>(
     let wanted = config.max_model_len.unwrap_or(model.max_position);
     let seqs = config.scheduler.max_num_seqs;
     let token_bytes = memory::token_bytes(&kv, device.dtype);
-    let pool = memory::adapter_pool(config.lora.pool, config.lora.max_rank, &model, device.dtype);
+    let packer = backend.packer();
+    let pool = memory::adapter_pool(&config.lora, &model, &*packer)?;
     let length = |blocks: usize| {
         memory::model_len(config.max_model_len, model.max_position, blocks, kv.block_size)
     };
@@ -133,7 +133,6 @@ fn build<B: Backend>(
     };
     kv.blocks = blocks;
     let max_model_len = length(blocks)?;
-    let packer = backend.packer();
     let rows = config.scheduler.max_num_batched_tokens;
     let runner = ModelRunner::new(backend, decoder, kv, rows)?;
     Ok(Built {
@@ -161,7 +160,7 @@ fn has_gpu() -> bool {
     }
 }
 
-fn cuda(config: &EngineConfig, slots: usize) -> Result<CudaBackend> {
+fn cuda(config: &EngineConfig, model: &ModelConfig) -> Result<CudaBackend> {
     if !matches!(config.dtype, None | Some(DType::Bf16)) {
         return Err(Error::invalid("the GPU computes in bfloat16 alone; leave --dtype out"));
     }
@@ -175,7 +174,7 @@ fn cuda(config: &EngineConfig, slots: usize) -> Result<CudaBackend> {
         kernel_cache: config.kernel_cache.clone(),
         graph_rows: CudaOptions::usual_graph_rows(),
     })?;
-    backend.make_slots(slots);
+    backend.make_slots(memory::adapter_slots(&config.lora, model, &*backend.packer())?);
     Ok(backend)
 }
 
@@ -232,7 +231,7 @@ mod tests {
             quantization: Some(Quantization::Int8),
             ..EngineConfig::new("some/model")
         };
-        let error = cuda(&config, 0).unwrap_err().message;
+        let error = cuda(&config, &memory::tests::odd_model()).unwrap_err().message;
         assert!(error.contains("int8") && error.contains("--device cpu"), "{error}");
     }
 }

@@ -1,6 +1,10 @@
-//! How much memory the KV cache takes.
+//! How much memory the KV cache and adapters take.
 
-use loraplex_kernels::{DType, DeviceMemory, KvShape};
+use half::bf16;
+use loraplex_kernels::{
+    AdapterMemory, AdapterPacker, DType, DeviceMemory, HostData, HostTensor, KvShape, LoraPart,
+    LoraWeights, Part,
+};
 
 use crate::config::{CacheConfig, CacheSize, LoraConfig, PoolSize};
 use crate::error::{Error, ErrorKind, Result};
@@ -8,6 +12,10 @@ use crate::model::ModelConfig;
 
 /// Taken for the cache when the system does not say what is free.
 const FALLBACK: usize = 1 << 30;
+/// Ranks of a slot below the weights.
+const SLOT_RANK: usize = 16;
+/// Adapters of higher ranks are reckoned in multiples of this one.
+const LARGEST_PACKED: usize = 512;
 
 /// Blocks for a cache whose token takes `bytes` bytes: enough for `sequences` of `max_len` tokens, within the limit.
 pub(super) fn kv_blocks(
@@ -70,31 +78,49 @@ pub(super) fn token_bytes(shape: &KvShape, dtype: DType) -> usize {
 
 /// Bytes of the device that adapters may take.
 pub(super) fn adapter_pool(
-    size: PoolSize,
-    max_rank: usize,
+    lora: &LoraConfig,
     model: &ModelConfig,
-    dtype: DType,
-) -> usize {
-    match size {
-        PoolSize::Bytes(bytes) => bytes,
+    packer: &dyn AdapterPacker,
+) -> Result<usize> {
+    match lora.pool {
+        PoolSize::Bytes(bytes) => Ok(bytes),
+        // To the byte: with room to spare, one more than was asked for would fit beside many.
         PoolSize::Adapters(adapters) => {
-            let (hidden, q, kv, ffn) =
-                (model.hidden_size, model.q_size(), model.kv_size(), model.ffn_size);
-            // Inputs and outputs of q, k and v, o, gate and up, down.
-            let widths = (hidden + q) + 2 * (hidden + kv) + (q + hidden) + 3 * (hidden + ffn);
-            let one = widths * max_rank * model.layers * dtype.size();
-            // A backend's layout rounds ranks and rows up to whole vectors.
-            adapters.saturating_mul(one + one / 8)
+            Ok(adapters.saturating_mul(adapter_bytes(lora.max_rank, model, packer)?))
         }
     }
 }
 
+/// Bytes of an adapter of that rank on all modules, as a backend lays it out.
+fn adapter_bytes(rank: usize, model: &ModelConfig, packer: &dyn AdapterPacker) -> Result<usize> {
+    // Layouts round ranks up to a few lanes.
+    let packed = rank.min(LARGEST_PACKED);
+    let zeros = |rows: usize, cols: usize| {
+        HostTensor::new(rows, cols, HostData::Bf16(vec![bf16::ZERO; rows * cols]))
+    };
+    let part = |part: Part| -> Result<LoraPart> {
+        let (inputs, outputs) = model.module_shape(part);
+        let (a, b) = (zeros(packed, inputs)?, zeros(outputs, packed)?);
+        Ok(LoraPart { layer: 0, part, scale: 1.0, a, b })
+    };
+    let parts = Part::ALL.into_iter().map(part).collect::<Result<_>>()?;
+    let layer = packer.pack(1, &LoraWeights { parts }, &AdapterMemory::default())?;
+    let bytes = layer.bytes.len().saturating_mul(model.layers);
+    Ok(bytes.saturating_mul(rank) / packed.max(1))
+}
+
 /// Slots for A of adapters below the weights on a GPU: for as many adapters of rank 16 as the pool holds, whose memory they
 /// add half to.
-pub(super) fn adapter_slots(lora: &LoraConfig, model: &ModelConfig) -> usize {
-    let pool = adapter_pool(lora.pool, lora.max_rank, model, DType::Bf16);
-    let one = adapter_pool(PoolSize::Adapters(1), 16, model, DType::Bf16);
-    if lora.enabled { pool / one.max(1) } else { 0 }
+pub(super) fn adapter_slots(
+    lora: &LoraConfig,
+    model: &ModelConfig,
+    packer: &dyn AdapterPacker,
+) -> Result<usize> {
+    if !lora.enabled {
+        return Ok(0);
+    }
+    let one = adapter_bytes(SLOT_RANK, model, packer)?;
+    Ok(adapter_pool(lora, model, packer)? / one.max(1))
 }
 
 /// The model's length under a cache of `blocks` blocks: what was asked for must fit, the model's own limit is cut.
@@ -132,7 +158,11 @@ fn available() -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use loraplex_kernels::Backend as _;
+    use loraplex_kernels::cpu::{CpuBackend, CpuOptions};
+    use loraplex_kernels::reference::ReferenceBackend;
+
     use super::*;
 
     #[test]
@@ -144,6 +174,39 @@ mod tests {
             assert!(model_len(asked, limit, blocks, 16).is_err());
         }
         assert!(model_len(None, 100, 0, 16).is_err());
+    }
+
+    /// Shapes that fill no vector of any layout.
+    pub(in crate::llm) fn odd_model() -> ModelConfig {
+        ModelConfig::from_hf(&serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 90, "intermediate_size": 122,
+            "num_hidden_layers": 3, "num_attention_heads": 5, "num_key_value_heads": 1,
+            "vocab_size": 64, "max_position_embeddings": 64,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_pool_has_room_for_as_many_as_were_asked_for_and_for_no_more() {
+        let model = odd_model();
+        let cpu = CpuBackend::new(CpuOptions { dtype: DType::Bf16, threads: 1, isa: None });
+        for packer in [ReferenceBackend::new().packer(), cpu.unwrap().packer()] {
+            for (max_rank, adapters) in [(1, 3), (7, 30), (16, 8)] {
+                let pool = PoolSize::Adapters(adapters);
+                let lora = LoraConfig { max_rank, pool, ..LoraConfig::default() };
+                let bytes = adapter_pool(&lora, &model, &*packer).unwrap();
+                let zeros = |rows, cols| HostTensor::from_f32(rows, cols, vec![0.0; rows * cols]);
+                let parts = (0..model.layers).flat_map(|layer| Part::ALL.map(|part| (layer, part)));
+                let parts = parts.map(|(layer, part)| {
+                    let (inputs, outputs) = model.module_shape(part);
+                    let (a, b) = (zeros(max_rank, inputs), zeros(outputs, max_rank));
+                    LoraPart { layer, part, scale: 1.0, a: a.unwrap(), b: b.unwrap() }
+                });
+                let weights = LoraWeights { parts: parts.collect() };
+                let packed = packer.pack(model.layers, &weights, &AdapterMemory::default());
+                assert_eq!(bytes, adapters * packed.unwrap().bytes.len());
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-use loraplex_kernels::DType;
+use loraplex_kernels::{DType, Part};
 
 pub(crate) use hf::end_tokens;
 pub use rope::{Rope, RopeScaling};
@@ -128,6 +128,18 @@ pub mod limits {
 }
 
 impl ModelConfig {
+    /// Inputs and outputs of a linear module.
+    pub(crate) fn module_shape(&self, part: Part) -> (usize, usize) {
+        let (hidden, q, kv, ffn) = (self.hidden_size, self.q_size(), self.kv_size(), self.ffn_size);
+        match part {
+            Part::Q => (hidden, q),
+            Part::K | Part::V => (hidden, kv),
+            Part::O => (q, hidden),
+            Part::Gate | Part::Up => (hidden, ffn),
+            Part::Down => (ffn, hidden),
+        }
+    }
+
     /// Outputs of the q projection.
     pub fn q_size(&self) -> usize {
         self.heads * self.head_dim

@@ -6,7 +6,6 @@ use loraplex_kernels::{HostData, HostTensor, LoraPart, Part, SharedBytes};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::config::Spec;
-use super::module_shape;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::checkpoint::safetensors::{Entry, Header, float_type};
@@ -144,7 +143,7 @@ fn check_shapes(pair: &Pair<'_>, part: Part, spec: &Spec, model: &ModelConfig) -
         (None, None) => return Err(Error::internal("a pair without its parts")),
     };
     let rank = spec.rank(pair.module);
-    let (inputs, outputs) = module_shape(model, part);
+    let (inputs, outputs) = model.module_shape(part);
     for ((name, entry), expected) in [(a, [rank, inputs]), (b, [outputs, rank])] {
         if entry.shape != expected {
             return Err(Error::invalid(format!(
