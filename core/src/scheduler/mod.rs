@@ -7,8 +7,9 @@
 //! Sequences that start alike do not compute the same prefix side by side: one does, the others wait for its blocks.
 //!
 //! An adapter needs room on the device. A request that finds none is passed by others, so that base requests and those of
-//! resident adapters go on, but not for ever: when too many have passed, the adapters with the fewest sequences take no
-//! new ones until there is room.
+//! resident adapters go on, but not for ever: an adapter that has come takes along whom its share of the batch has place
+//! for, and when too many have passed beyond that, the adapters with the fewest sequences take no new ones until there is
+//! room.
 //!
 //! What this module must never do: I/O, read a clock, touch a device.
 

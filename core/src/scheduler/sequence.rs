@@ -48,7 +48,7 @@ pub struct Sequence {
     pub mixed: bool,
     /// Since when it waits for room for its adapter.
     pub deferred_since: Option<Instant>,
-    /// Later requests that were admitted while it was deferred.
+    /// Requests that were admitted while it was deferred, beyond their adapters' share of the batch.
     pub overtaken: usize,
     /// How to draw.
     pub params: SamplingParams,

@@ -7,7 +7,7 @@ use super::completion::{check_min_tokens, no_tokens};
 use super::numbers::count;
 use super::prompt::Budget;
 use super::sampling::{self, MAX_LOGPROBS};
-use super::{Call, Converter, refuse_unsupported};
+use super::{Call, Converter, Echo, refuse_unsupported};
 use crate::body::parse;
 use crate::error::{ApiError, ApiResult};
 use crate::openai::call::CallFields;
@@ -30,6 +30,8 @@ pub(super) struct TokenCall {
     pub(super) logprobs: Option<u32>,
     /// Tokens to draw at most where the client does not say.
     pub(super) max_tokens: u32,
+    /// Whether it may ask for no tokens at all.
+    pub(super) may_be_empty: bool,
 }
 
 impl Converter {
@@ -51,14 +53,18 @@ impl Converter {
             input: PromptInput::Tokens(token_ids),
             logprobs: count("logprobs", own.logprobs, MAX_LOGPROBS)?,
             max_tokens: u32::MAX,
+            may_be_empty: false,
         })
         .map_err(|error| error.in_words_of("prompt", "token_ids"))
     }
 
     pub(super) fn token_call(&self, given: TokenCall) -> ApiResult<Call> {
-        let TokenCall { fields, call, input, logprobs, max_tokens } = given;
+        let TokenCall { fields, call, input, logprobs, max_tokens, may_be_empty } = given;
         let min_tokens = fields.min_tokens;
-        let budget = match count("max_tokens", fields.max_tokens, u32::MAX)? {
+        let max_wanted = count("max_tokens", fields.max_tokens, u32::MAX)?;
+        let is_empty = may_be_empty && max_wanted == Some(0);
+        let budget = match max_wanted {
+            Some(0) if is_empty => Budget::Exactly(1, "max_tokens"),
             Some(0) => return Err(no_tokens("max_tokens")),
             Some(wanted) => Budget::Exactly(wanted, "max_tokens"),
             None => Budget::AtMost(max_tokens),
@@ -67,6 +73,9 @@ impl Converter {
         call.params.logprobs = logprobs;
         call.reply.logprobs = logprobs.map(|top| top as usize);
         call.reply.token_ids = true;
+        if is_empty {
+            call.reply.echo = Echo::PromptAlone;
+        }
         let prompt = self.prompt(input, true, budget)?;
         let call = call.with_prompts(vec![prompt], self.max_outputs)?;
         check_min_tokens(&call, min_tokens)?;

@@ -69,11 +69,15 @@ pub(crate) struct Reply {
     pub(crate) logprobs: Option<usize>,
     /// The answer shows log-probabilities of the prompt, with this many of the best tokens.
     pub(crate) prompt_logprobs: Option<usize>,
+    /// From this token of the prompt on.
+    pub(crate) prompt_start: usize,
     pub(crate) token_ids: bool,
     /// The answer says which weights drew which tokens.
     pub(crate) weight_versions: bool,
     /// Tokens of log-probabilities are written as `token_id:123`.
     pub(crate) tokens_as_ids: bool,
+    /// SGLang's log-probabilities have their tokens' texts.
+    pub(crate) token_texts: bool,
     pub(crate) echo: Echo,
 }
 
@@ -85,7 +89,7 @@ pub(crate) enum Echo {
     None,
     /// The prompt.
     Prompt,
-    /// The prompt, and the output is left out: it was drawn only because the engine draws something.
+    /// The prompt, or what is said of it, and the output is left out: it was drawn only because the engine draws something.
     PromptAlone,
     /// A text.
     Text(String),

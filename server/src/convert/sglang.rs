@@ -3,6 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::inference::{TokenCall, json};
+use super::numbers::count;
+use super::sampling::MAX_LOGPROBS;
 use super::{Call, Converter, refuse_unsupported};
 use crate::body::parse;
 use crate::error::{ApiError, ApiResult};
@@ -22,19 +24,22 @@ impl Converter {
         let call: CallFields = parse(body)?;
         let own: GenerateFields = parse(body)?;
         refuse_unsupported(&parse(body)?)?;
-        refuse_reports(&own)?;
+        let reports = Reports::of(&own)?;
         let (prompts, field) = prompts(own.text, own.input_ids)?;
-        let count = prompts.len();
-        if count == 0 || count > self.max_outputs {
+        let prompts_given = prompts.len();
+        if prompts_given == 0 || prompts_given > self.max_outputs {
             let most = self.max_outputs;
-            let message = format!("{count} prompts in a call, which takes from 1 to {most}");
+            let message =
+                format!("{prompts_given} prompts in a call, which takes from 1 to {most}");
             return Err(ApiError::param(field, message));
         }
-        let adapters = per_prompt("lora_path", own.lora_path, count)?;
-        let params = per_prompt("sampling_params", own.sampling_params, count)?;
-        let logprobs = own.return_logprob.unwrap_or(false).then_some(0);
-        let calls = prompts.into_iter().zip(adapters).zip(params).enumerate();
-        let calls = calls.map(|(index, ((input, adapter), params))| {
+        let adapters = per_prompt("lora_path", own.lora_path, prompts_given)?;
+        let params = per_prompt("sampling_params", own.sampling_params, prompts_given)?;
+        let starts = per_prompt("logprob_start_len", reports.start, prompts_given)?;
+        let tops = per_prompt("top_logprobs_num", reports.top, prompts_given)?;
+        let asked = starts.into_iter().zip(tops);
+        let calls = prompts.into_iter().zip(adapters).zip(params).zip(asked).enumerate();
+        let calls = calls.map(|(index, (((input, adapter), params), (start, top)))| {
             let (params, names) = renamed(params.unwrap_or_default());
             let params = json(&params);
             let check = || {
@@ -43,7 +48,7 @@ impl Converter {
                 call.model = model(adapter.flatten(), call.model, served)?;
                 call.return_weight_versions = Some(true);
                 let batch_id = own.rid.clone().or(call.request_id);
-                call.request_id = batch_id.clone().map(|id| match count {
+                call.request_id = batch_id.clone().map(|id| match prompts_given {
                     1 => id,
                     _ => format!("{id}-{index}"),
                 });
@@ -51,9 +56,26 @@ impl Converter {
                 if fields.prompt_logprobs.is_some() {
                     return Err(not_reported("prompt_logprobs"));
                 }
-                let max_tokens = MAX_TOKENS;
-                let call =
-                    self.token_call(TokenCall { fields, call, input, logprobs, max_tokens })?;
+                let top = match reports.wanted {
+                    true => Some(count_of("top_logprobs_num", top.flatten(), MAX_LOGPROBS)?),
+                    false => None,
+                };
+                let mut call = self.token_call(TokenCall {
+                    fields,
+                    call,
+                    input,
+                    logprobs: top,
+                    max_tokens: MAX_TOKENS,
+                    may_be_empty: true,
+                })?;
+                // Below zero: of the output alone.
+                let start = start.flatten().and_then(|start| usize::try_from(start).ok());
+                if let (Some(top), Some(start)) = (top, start) {
+                    call.prompt_logprobs = Some(top);
+                    call.reply.prompt_logprobs = Some(top as usize);
+                    call.reply.prompt_start = start;
+                }
+                call.reply.token_texts = reports.texts;
                 Ok(Call { batch_id, ..call })
             };
             check().map_err(|error| {
@@ -65,35 +87,41 @@ impl Converter {
     }
 }
 
-/// Answers have the log-probabilities of the tokens that were drawn. SGLang's clients send the values that ask for no more.
-fn refuse_reports(own: &GenerateFields) -> ApiResult<()> {
-    if own.return_logprob != Some(true) {
-        return Ok(());
-    }
-    if any(&own.logprob_start_len, |start| start >= 0) {
-        return Err(not_reported("logprob_start_len"));
-    }
-    if any(&own.top_logprobs_num, |top| top > 0) {
-        return Err(not_reported("top_logprobs_num"));
-    }
-    if own.token_ids_logprob.as_ref().is_some_and(|ids| !is_empty(ids)) {
-        return Err(not_reported("token_ids_logprob"));
-    }
-    Ok(())
+/// What a call wants to be told of its tokens.
+#[derive(Debug, Default)]
+struct Reports {
+    /// Log-probabilities. Without them the rest says nothing.
+    wanted: bool,
+    start: Option<OneOrMany<Option<i64>>>,
+    top: Option<OneOrMany<Option<i64>>>,
+    texts: bool,
 }
 
-fn any(given: &Option<OneOrMany<Option<i64>>>, asks: impl Fn(i64) -> bool) -> bool {
-    match given {
-        None => false,
-        Some(OneOrMany::One(value)) => value.is_some_and(asks),
-        Some(OneOrMany::Many(values)) => values.iter().flatten().any(|&value| asks(value)),
+impl Reports {
+    fn of(own: &GenerateFields) -> ApiResult<Self> {
+        if own.return_logprob != Some(true) {
+            return Ok(Self::default());
+        }
+        if own.token_ids_logprob.as_ref().is_some_and(|ids| !is_empty(ids)) {
+            return Err(not_reported("token_ids_logprob"));
+        }
+        Ok(Self {
+            wanted: true,
+            start: own.logprob_start_len.clone(),
+            top: own.top_logprobs_num.clone(),
+            texts: own.return_text_in_logprobs.unwrap_or(false),
+        })
     }
+}
+
+fn count_of(field: &'static str, given: Option<i64>, most: u32) -> ApiResult<u32> {
+    Ok(count(field, given, most)?.unwrap_or(0))
 }
 
 fn not_reported(field: &'static str) -> ApiError {
     let message = format!(
-        "`{field}` asks for log-probabilities that /generate does not report; /v1/completions has \
-         `prompt_logprobs` and `logprobs`"
+        "`{field}` asks for log-probabilities that /generate does not report; it has `logprob_start_len` \
+         and `top_logprobs_num`"
     );
     ApiError::param(field, message)
 }

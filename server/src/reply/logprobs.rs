@@ -27,7 +27,7 @@ impl Names {
         if self.as_ids { format!("token_id:{id}") } else { self.text(id) }
     }
 
-    fn text(&self, id: u32) -> String {
+    pub(super) fn text(&self, id: u32) -> String {
         String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned()
     }
 }
@@ -110,6 +110,6 @@ pub(super) fn of_prompt(head: &Head, outputs: &[Output]) -> Option<PromptLogprob
     head.reply.prompt_logprobs.map(|top| prompt(&head.names, positions, top))
 }
 
-fn finite(logprob: f32) -> f32 {
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LEAST }
 }

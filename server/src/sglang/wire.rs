@@ -45,12 +45,14 @@ pub struct GenerateFields {
     pub lora_path: Option<OneOrMany<Option<String>>>,
     /// Report the tokens' log-probabilities.
     pub return_logprob: Option<bool>,
-    /// Only -1, the output alone.
+    /// With `return_logprob`: from which token of the prompt on, too; -1, as when left out, is the output alone.
     #[schema(value_type = Option<i64>)]
     pub logprob_start_len: Option<OneOrMany<Option<i64>>>,
-    /// Only 0.
+    /// With `return_logprob`: how many of the best tokens, 20 at most.
     #[schema(value_type = Option<i64>)]
     pub top_logprobs_num: Option<OneOrMany<Option<i64>>>,
+    /// With `return_logprob`: the tokens' texts, too.
+    pub return_text_in_logprobs: Option<bool>,
     /// Only null or empty.
     #[schema(value_type = Option<Object>)]
     pub token_ids_logprob: Option<Value>,
@@ -84,6 +86,9 @@ pub struct GenerateAnswer {
     pub index: Option<usize>,
 }
 
+/// A token's log-probability, its id, and its text where that was asked for.
+pub(crate) type TokenScore = (Option<f32>, u32, Option<String>);
+
 /// What else there is to say of an output.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct MetaInfo {
@@ -97,10 +102,22 @@ pub struct MetaInfo {
     pub completion_tokens: usize,
     /// Prompt tokens from the prefix cache.
     pub cached_tokens: u32,
-    /// One entry a token: its log-probability, its id, nothing.
+    /// Of the prompt from `logprob_start_len` on. The first has none, as SGLang has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Object>>)]
-    pub output_token_logprobs: Option<Vec<(f32, u32, Option<String>)>>,
+    pub input_token_logprobs: Option<Vec<TokenScore>>,
+    /// The best tokens there; null for the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub input_top_logprobs: Option<Vec<Option<Vec<TokenScore>>>>,
+    /// One entry a token of the output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub output_token_logprobs: Option<Vec<TokenScore>>,
+    /// The best tokens there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub output_top_logprobs: Option<Vec<Vec<TokenScore>>>,
     /// Which weights drew which tokens.
     pub weight_versions: Vec<WeightSpan>,
 }

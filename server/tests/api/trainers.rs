@@ -304,6 +304,79 @@ async fn sglangs_prompts_have_adapters_of_their_own() {
     }
 }
 
+/// As teachers score a student's tokens.
+#[tokio::test]
+async fn sglangs_prompts_are_scored() {
+    let llm = load(|_| {});
+    let ids = json!([5, 6, 7, 8, 9]);
+    let ask = async |fields: Value, max_new_tokens: u32| {
+        let params =
+            json!({"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": true});
+        let mut body = json!({"input_ids": ids, "return_logprob": true, "sampling_params": params});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        call(&llm, "/generate", body).await
+    };
+    for model in ["demo", "pirate"] {
+        let body = json!({"model": model, "prompt": ids, "max_tokens": 3, "temperature": 0, "logprobs": 2,
+                          "ignore_eos": true, "echo": true, "return_tokens_as_token_ids": true});
+        let expected = call(&llm, "/v1/completions", body).await.json();
+        let expected = &expected["choices"][0]["logprobs"];
+        let scores = |from: usize, to: usize| -> Vec<Value> {
+            let (logprobs, tokens) = (&expected["token_logprobs"], &expected["tokens"]);
+            let id = |at: usize| tokens[at].as_str().unwrap().replace("token_id:", "");
+            (from..to)
+                .map(|at| json!([logprobs[at], id(at).parse::<u32>().unwrap(), null]))
+                .collect()
+        };
+        let fields = json!({"model": model, "logprob_start_len": 0, "top_logprobs_num": 2});
+        let alone = ask(fields.clone(), 0).await.json();
+        let meta = &alone["meta_info"];
+        assert_eq!(meta["input_token_logprobs"], json!(scores(0, 5)), "{model}");
+        assert_eq!(meta["input_token_logprobs"][0], json!([null, 5, null]));
+        let top = meta["input_top_logprobs"].as_array().unwrap();
+        assert_eq!((&top[0], top.len()), (&Value::Null, 5));
+        for (best, theirs) in top.iter().zip(expected["top_logprobs"].as_array().unwrap()).skip(1) {
+            let best = best.as_array().unwrap();
+            assert!(best.len() == 2 && best[0][0].as_f64() >= best[1][0].as_f64());
+            for entry in best {
+                assert_eq!(theirs[format!("token_id:{}", entry[1])], entry[0]);
+            }
+        }
+        assert_eq!((&alone["text"], &alone["output_ids"]), (&json!(""), &json!([])));
+        assert_eq!((&meta["completion_tokens"], &meta["prompt_tokens"]), (&json!(0), &json!(5)));
+        assert_eq!(meta["finish_reason"], json!({"type": "length"}));
+        assert_eq!(
+            (&meta["output_token_logprobs"], &meta["weight_versions"]),
+            (&json!([]), &json!([]))
+        );
+
+        let drawn = ask(fields, 3).await.json()["meta_info"].clone();
+        assert_eq!(drawn["input_token_logprobs"], meta["input_token_logprobs"]);
+        assert_eq!(drawn["output_token_logprobs"], json!(scores(5, 8)));
+        assert_eq!(drawn["output_top_logprobs"].as_array().unwrap().len(), 3);
+
+        // The first of those that are wanted has none.
+        let later =
+            json!({"model": model, "logprob_start_len": 2, "return_text_in_logprobs": true});
+        let later = ask(later, 0).await.json()["meta_info"]["input_token_logprobs"].clone();
+        let later = later.as_array().unwrap();
+        assert_eq!((later.len(), &later[0][0]), (3, &Value::Null));
+        assert_eq!(later[1][0], expected["token_logprobs"][3]);
+        assert!(later.iter().all(|score| score[2].is_string()), "{later:?}");
+    }
+    let several = json!({"input_ids": [ids, ids, ids], "logprob_start_len": [9, -1, null]});
+    let several = ask(several, 1).await.json();
+    assert_eq!(several[0]["meta_info"]["input_token_logprobs"], json!([]));
+    for answer in &several.as_array().unwrap()[1..] {
+        assert_eq!(answer["meta_info"].get("input_token_logprobs"), None);
+    }
+    let streamed = json!({"logprob_start_len": 0, "stream": true});
+    for event in ask(streamed, 2).await.chunks() {
+        let scores = event["meta_info"]["input_token_logprobs"].as_array().unwrap().len();
+        assert_eq!(scores, 5);
+    }
+}
+
 #[tokio::test]
 async fn what_token_routes_cannot_do_is_refused_and_what_clients_always_send_is_not() {
     let llm = load(|_| {});
@@ -352,11 +425,7 @@ async fn what_token_routes_cannot_do_is_refused_and_what_clients_always_send_is_
         assert_eq!(answer.status, 200, "{path} {}", answer.text);
     }
     let (path, body) = &bodies[1];
-    for (field, value) in [
-        ("logprob_start_len", json!(0)),
-        ("top_logprobs_num", json!([2])),
-        ("token_ids_logprob", json!([[5]])),
-    ] {
+    for (field, value) in [("token_ids_logprob", json!([[5]])), ("top_logprobs_num", json!(21))] {
         let answer = ask(path, body, json!({ field: value }), json!({})).await;
         assert_eq!(answer.error(400).0, field);
         let unasked = json!({ field: value, "return_logprob": false });
@@ -371,8 +440,8 @@ async fn a_refusal_names_the_field_that_was_sent() {
     let llm = load(|_| {});
     let sglang = |params: Value| json!({"input_ids": [5, 6], "sampling_params": params});
     for (path, body, param) in [
-        ("/generate", sglang(json!({"max_new_tokens": 0})), "max_new_tokens"),
-        ("/generate", sglang(json!({"max_tokens": 0})), "max_tokens"),
+        ("/generate", sglang(json!({"max_new_tokens": -1})), "max_new_tokens"),
+        ("/generate", sglang(json!({"max_tokens": -1})), "max_tokens"),
         ("/generate", sglang(json!({"min_new_tokens": 9, "max_new_tokens": 1})), "min_new_tokens"),
         ("/generate", sglang(json!({"sampling_seed": "x"})), "sampling_seed"),
         ("/generate", json!({"input_ids": [1 << 30]}), "input_ids"),
