@@ -227,8 +227,9 @@ impl Engine {
     }
 
     fn step(&mut self) {
-        self.expire();
-        if !self.flight.under_way {
+        if self.flight.under_way {
+            self.expire();
+        } else {
             self.start_step();
         }
         let next = self.flight.under_way && self.submit_next();
@@ -254,6 +255,8 @@ impl Engine {
     fn start_step(&mut self) {
         self.take_arrived(false);
         self.scheduler.schedule(&mut self.plan, &mut self.blocks);
+        // Whoever found room just now is not too late.
+        self.expire();
         self.runner.evict(&self.plan.evicted);
         self.runner.copy_adapters(&self.plan.copies);
         // Who unloads an adapter waits until nobody holds it.

@@ -191,28 +191,33 @@ impl AdapterPool {
         self.residents.get(&generation).is_some_and(|resident| resident.served > share)
     }
 
-    /// Leased generations that must end for `bytes` to have room: of those that have had their share of `all` leases the
-    /// ones with the fewest, so that the fewest requests wait for it. None if that would not be enough.
-    pub fn victims(&self, bytes: usize, all: usize, victims: &mut Vec<u64>) {
+    /// Leased generations that must end for `bytes` to have room, if there are enough: of those that have had their share of
+    /// `all` leases the ones with the fewest, so that the fewest requests wait for it. Who is `impatient` has the others give
+    /// way, too. One that is being copied has served nobody yet and stays.
+    pub fn victims(&self, bytes: usize, (all, impatient): (usize, bool), victims: &mut Vec<u64>) {
         victims.clear();
-        let mut leased: Vec<(usize, u64, usize)> = self
+        let mut leased: Vec<(bool, usize, u64, usize)> = self
             .residents
             .iter()
             .filter(|(generation, resident)| {
-                resident.leases > 0 && self.had_its_share(**generation, all)
+                resident.leases > 0 && !self.coming.contains(generation)
             })
-            .map(|(&generation, resident)| (resident.leases, generation, resident.bytes))
+            .map(|(&generation, resident)| {
+                let lacks = !self.had_its_share(generation, all);
+                (lacks, resident.leases, generation, resident.bytes)
+            })
+            .filter(|(lacks, ..)| impatient || !lacks)
             .collect();
         leased.sort_unstable();
         let mut room = self.limit - self.leased;
-        for (_, generation, freed) in leased {
+        for (_, _, generation, freed) in leased {
             if room >= bytes {
                 return;
             }
             room += freed;
             victims.push(generation);
         }
-        if room < bytes {
+        if room < bytes && !impatient {
             victims.clear();
         }
     }
@@ -301,12 +306,12 @@ mod tests {
             pool.lease(one, &mut evicted);
         }
         let mut victims = Vec::new();
-        pool.victims(10, 0, &mut victims);
+        pool.victims(10, (0, false), &mut victims);
         assert_eq!(victims, [2]);
-        pool.victims(20, 0, &mut victims);
+        pool.victims(20, (0, false), &mut victims);
         assert_eq!(victims, [2, 3]);
         pool.release(2);
-        pool.victims(10, 0, &mut victims);
+        pool.victims(10, (0, false), &mut victims);
         assert_eq!(victims, [0u64; 0]);
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! An adapter needs room on the device. A request that finds none is passed by others, so that base requests and those of
 //! resident adapters go on, but not for ever: an adapter that has come takes along whom its share of the batch has place
-//! for, and when too many have passed beyond that, the adapters with the fewest sequences take no new ones until there is
-//! room.
+//! for, and when too many have passed beyond that, or it has waited for long, the adapters with the fewest sequences take no
+//! new ones, but for those of their share that have waited as long, until there is room.
 //!
 //! What this module must never do: I/O, read a clock, touch a device.
 
@@ -33,6 +33,9 @@ pub use adapter_pool::{AdapterPool, PoolStats};
 pub use plan::{Chunk, Slot, StepPlan};
 pub use sequence::{Ending, SeqId, Sequence};
 
+/// What part of the longest wait for room a request sits still for.
+const PATIENCE: u32 = 4;
+
 /// Order of importance: priority, then arrival.
 type Rank = (i32, SeqId);
 
@@ -55,7 +58,8 @@ pub struct Scheduler {
     deferred: Vec<Slot>,
     /// Generations that take no new sequences, so that somebody who has waited too long finds room.
     victims: Vec<u64>,
-    /// Nobody who waits can come in before somebody ends, a copy arrives or another sequence comes: the step after is known.
+    /// Nobody who waits can come in before somebody ends or gives way, a copy arrives or another sequence comes: the step after
+    /// is known.
     closed: bool,
 }
 
@@ -184,7 +188,9 @@ impl Scheduler {
         for &slot in &self.deferred {
             let sequence = self.sequences.get_mut(slot);
             let since = *sequence.deferred_since.get_or_insert(now);
-            if sequence.preemptions == 0 && now.saturating_duration_since(since) > wait {
+            let waited = now.saturating_duration_since(since);
+            sequence.impatient |= waited > wait / PATIENCE;
+            if sequence.preemptions == 0 && waited > wait {
                 late.push(slot);
             }
         }
@@ -194,7 +200,8 @@ impl Scheduler {
     /// Lets those who wait for room begin anew: nothing moved while the engine stood still.
     pub fn restart_waits(&mut self) {
         for &slot in &self.deferred {
-            self.sequences.get_mut(slot).deferred_since = None;
+            let sequence = self.sequences.get_mut(slot);
+            (sequence.deferred_since, sequence.impatient) = (None, false);
         }
     }
 
@@ -366,13 +373,16 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(slot);
         let Some(adapter) = &sequence.adapter else { return true };
         // While somebody's room is being made, nobody else's adapter takes it.
-        let reserved = !self.victims.is_empty()
-            && (self.victims.contains(&adapter.generation) || !self.pool.holds(adapter.generation));
+        let generation = adapter.generation;
+        let drains = self.victims.contains(&generation)
+            && (!sequence.impatient || self.pool.had_its_share(generation, patience));
+        let reserved = !self.victims.is_empty() && (drains || !self.pool.holds(generation));
         if !reserved && self.pool.can_lease(adapter) {
             return self.pool.prepare(adapter, &mut plan.evicted, &mut plan.copies);
         }
-        if self.victims.is_empty() && sequence.overtaken >= patience {
-            self.pool.victims(adapter.bytes(), patience, &mut self.victims);
+        let impatient = sequence.impatient;
+        if self.victims.is_empty() && (impatient || sequence.overtaken >= patience) {
+            self.pool.victims(adapter.bytes(), (patience, impatient), &mut self.victims);
         }
         self.deferred.push(slot);
         false
@@ -421,7 +431,7 @@ impl Scheduler {
                 self.closed = !soon;
                 break;
             }
-            sequence.deferred_since = None;
+            (sequence.deferred_since, sequence.impatient) = (None, false);
             if let Some(adapter) = &sequence.adapter {
                 self.pool.lease(adapter, &mut plan.evicted);
             }
@@ -475,6 +485,7 @@ impl Scheduler {
 
     fn preempt_last(&mut self, plan: &mut StepPlan, blocks: &mut BlockManager) {
         let slot = self.running.pop().expect("somebody holds the blocks");
+        self.closed = false;
         debug_assert!(plan.chunks.iter().all(|chunk| chunk.slot != slot));
         self.end_lease(slot);
         let sequence = self.sequences.get_mut(slot);

@@ -50,6 +50,8 @@ pub struct Sequence {
     pub deferred_since: Option<Instant>,
     /// Requests that were admitted while it was deferred, beyond their adapters' share of the batch.
     pub overtaken: usize,
+    /// It has waited for room for its adapter for long.
+    pub impatient: bool,
     /// How to draw.
     pub params: SamplingParams,
     /// Its tokens counted, where penalties ask for that.
@@ -111,6 +113,7 @@ impl Sequence {
             mixed: false,
             deferred_since: None,
             overtaken: 0,
+            impatient: false,
             seed: params.seed.unwrap_or(seed),
             params,
             seen,
