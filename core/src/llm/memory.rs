@@ -14,7 +14,7 @@ use crate::model::ModelConfig;
 const FALLBACK: usize = 1 << 30;
 /// Ranks of a slot below the weights.
 const SLOT_RANK: usize = 16;
-/// Adapters of higher ranks are reckoned in multiples of this one.
+/// Adapters of higher ranks are reckoned from one of this rank.
 const LARGEST_PACKED: usize = 512;
 
 /// Blocks for a cache whose token takes `bytes` bytes: enough for `sequences` of `max_len` tokens, within the limit.
@@ -93,7 +93,6 @@ pub(super) fn adapter_pool(
 
 /// Bytes of an adapter of that rank on all modules, as a backend lays it out.
 fn adapter_bytes(rank: usize, model: &ModelConfig, packer: &dyn AdapterPacker) -> Result<usize> {
-    // Layouts round ranks up to a few lanes.
     let packed = rank.min(LARGEST_PACKED);
     let zeros = |rows: usize, cols: usize| {
         HostTensor::new(rows, cols, HostData::Bf16(vec![bf16::ZERO; rows * cols]))
@@ -106,7 +105,10 @@ fn adapter_bytes(rank: usize, model: &ModelConfig, packer: &dyn AdapterPacker) -
     let parts = Part::ALL.into_iter().map(part).collect::<Result<_>>()?;
     let layer = packer.pack(1, &LoraWeights { parts }, &AdapterMemory::default())?;
     let bytes = layer.bytes.len().saturating_mul(model.layers);
-    Ok(bytes.saturating_mul(rank) / packed.max(1))
+    Ok(match rank {
+        0..=LARGEST_PACKED => bytes,
+        _ => bytes.saturating_mul(rank.next_multiple_of(SLOT_RANK)) / LARGEST_PACKED,
+    })
 }
 
 /// Slots for A of adapters below the weights on a GPU: for as many adapters of rank 16 as the pool holds, whose memory they
@@ -191,7 +193,7 @@ pub(super) mod tests {
         let model = odd_model();
         let cpu = CpuBackend::new(CpuOptions { dtype: DType::Bf16, threads: 1, isa: None });
         for packer in [ReferenceBackend::new().packer(), cpu.unwrap().packer()] {
-            for (max_rank, adapters) in [(1, 3), (7, 30), (16, 8)] {
+            for (max_rank, adapters) in [(1, 3), (7, 30), (16, 8), (1001, 2)] {
                 let pool = PoolSize::Adapters(adapters);
                 let lora = LoraConfig { max_rank, pool, ..LoraConfig::default() };
                 let bytes = adapter_pool(&lora, &model, &*packer).unwrap();
@@ -204,7 +206,11 @@ pub(super) mod tests {
                 });
                 let weights = LoraWeights { parts: parts.collect() };
                 let packed = packer.pack(model.layers, &weights, &AdapterMemory::default());
-                assert_eq!(bytes, adapters * packed.unwrap().bytes.len());
+                let one = packed.unwrap().bytes.len();
+                match max_rank {
+                    0..=LARGEST_PACKED => assert_eq!(bytes, adapters * one),
+                    _ => assert_eq!(bytes / one, adapters),
+                }
             }
         }
     }
