@@ -155,15 +155,21 @@ DEVICE void soften(Running<D>& run, float (&s)[4]) {
     }
 }
 
+// The first key that the item's row sees.
+DEVICE u32 first_seen(const DecodeArgs& args, const DecodeItem& item) {
+    return args.window && item.context >= args.window ? item.context + 1 - args.window : 0;
+}
+
 // Asks for keys and values of an item while the kernel before still runs. Most lay there before; what does not yet goes to
 // L2, too, as all writes do.
 template <int D>
-DEVICE void ask_for_keys(const Paged& cache, const DecodeItem& item, u32 keys) {
-    const u32 end = min(item.end_key, item.first_key + keys);
+DEVICE void ask_for_keys(const DecodeArgs& args, const DecodeItem& item) {
+    const Paged& cache = args.cache;
+    const u32 first = max(item.first_key, first_seen(args, item)), end = min(item.end_key, first + args.early);
     // A lane has a line of a key.
     constexpr u32 LINES = (D + 63) / 64;
-    for (u32 at = threadIdx.x; at < keys * LINES; at += WARPS * 32) {
-        const u32 key = item.first_key + at / LINES, i = at % LINES * 64;
+    for (u32 at = threadIdx.x; at < args.early * LINES; at += WARPS * 32) {
+        const u32 key = first + at / LINES, i = at % LINES * 64;
         if (key >= end || i >= cache.d_padded) break;
         const u64 row = cache_row(cache, cache.block_tables + item.first_block, blockIdx.y, key);
         prefetch_l2(cache.k + row * cache.d_padded + i);
@@ -177,8 +183,7 @@ DEVICE void run_keys(const DecodeArgs& args, const DecodeItem& item, const uint4
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4;
     const u32* table = args.cache.block_tables + item.first_block;
     const float scale = args.scale * LOG2_E;
-    // The first key that the row sees.
-    const u32 least = args.window && item.context >= args.window ? item.context + 1 - args.window : 0;
+    const u32 least = first_seen(args, item);
     for (u32 first = item.first_key + warp * 16; first < item.end_key; first += WARPS * 16) {
         if (first + 16 <= least) continue;
         const u32 count = min(item.end_key - first, 16u);
@@ -253,7 +258,7 @@ DEVICE void attend(const DecodeArgs& args) {
     const DecodeItem keys = args.items[blockIdx.x];
     let_dependents_start();
     if (keys.end_key == 0) return;
-    ask_for_keys<D>(args.cache, keys, args.early);
+    ask_for_keys<D>(args, keys);
     wait_for_primary();
     const u32 lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, d = args.cache.d;
     const u32 first_head = blockIdx.y * args.group + blockIdx.z * COLUMNS;
