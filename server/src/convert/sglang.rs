@@ -71,6 +71,11 @@ impl Converter {
                 // Below zero: of the output alone.
                 let start = start.flatten().and_then(|start| usize::try_from(start).ok());
                 if let (Some(top), Some(start)) = (top, start) {
+                    if call.reply.stream.is_some() {
+                        // Each event has all of its output so far, and would have all of them.
+                        let message = "`logprob_start_len` is not available when `stream=True`.";
+                        return Err(ApiError::param("logprob_start_len", message));
+                    }
                     call.prompt_logprobs = Some(top);
                     call.reply.prompt_logprobs = Some(top as usize);
                     call.reply.prompt_start = start;

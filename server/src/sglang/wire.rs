@@ -45,7 +45,8 @@ pub struct GenerateFields {
     pub lora_path: Option<OneOrMany<Option<String>>>,
     /// Report the tokens' log-probabilities.
     pub return_logprob: Option<bool>,
-    /// With `return_logprob`: from which token of the prompt on, too; -1, as when left out, is the output alone.
+    /// With `return_logprob` and without `stream`: from which token of the prompt on, too; -1, as when left out, is the output
+    /// alone.
     #[schema(value_type = Option<i64>)]
     pub logprob_start_len: Option<OneOrMany<Option<i64>>>,
     /// With `return_logprob`: how many of the best tokens, 20 at most.

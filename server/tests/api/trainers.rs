@@ -371,10 +371,10 @@ async fn sglangs_prompts_are_scored() {
         assert_eq!(answer["meta_info"].get("input_token_logprobs"), None);
     }
     let streamed = json!({"logprob_start_len": 0, "stream": true});
-    for event in ask(streamed, 2).await.chunks() {
-        let scores = event["meta_info"]["input_token_logprobs"].as_array().unwrap().len();
-        assert_eq!(scores, 5);
-    }
+    assert_eq!(ask(streamed, 2).await.error(400).0, "logprob_start_len");
+    let streamed = json!({"logprob_start_len": -1, "top_logprobs_num": 1, "stream": true});
+    let last = ask(streamed, 2).await.chunks().pop().unwrap();
+    assert_eq!(last["meta_info"]["output_top_logprobs"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]
