@@ -29,6 +29,9 @@ Environment:
   VLLM_API_KEY=KEY
           As --api-key, out of sight of the process list
 
+  LORA_ADMIN_API_KEY=KEY
+          As --admin-api-key
+
   HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE
           As for huggingface_hub, where MODEL is a repository of the Hub
 

@@ -58,7 +58,10 @@ impl Environment {
                 resolver.insert(name.trim_start_matches("VLLM_").to_owned(), value.clone());
             }
         }
-        let key = variables.get("VLLM_API_KEY").filter(|key| !key.is_empty());
+        let keys = |name: &str| {
+            let key = variables.get(name).filter(|key| !key.is_empty());
+            key.map(|key| key.parse().expect("any text is a key")).into_iter().collect()
+        };
         let updating = get("ALLOW_RUNTIME_LORA_UPDATING").unwrap_or_default();
         let is = |values: &[&str]| values.contains(&updating.trim().to_ascii_lowercase().as_str());
         Self {
@@ -74,10 +77,8 @@ impl Environment {
             hub: HubOptions::from_vars(|name| variables.get(name).cloned()),
             settings: Settings {
                 plugin_dir: get("PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(Into::into),
-                api_key: key
-                    .map(|key| key.parse().expect("any text is a key"))
-                    .into_iter()
-                    .collect(),
+                api_key: keys("VLLM_API_KEY"),
+                admin_api_key: keys("LORA_ADMIN_API_KEY"),
                 ..Settings::default()
             },
         }
@@ -113,11 +114,15 @@ mod tests {
             ("VLLM_LORA_RESOLVER_CACHE_DIR", "/vllm"),
             ("LORA_RESOLVER_CACHE_DIR", "/ours"),
             ("VLLM_LORA_RESOLVER_HF_REPO_LIST", "x"),
+            ("LORA_ADMIN_API_KEY", "hunter2"),
         ]);
         assert_eq!(environment.plugins, ["b", "a"]);
         assert!(!environment.allow_runtime_lora_updating, "only 1 and true switch it on");
         assert_eq!(environment.updating_not_understood.as_deref(), Some("yes"));
         assert_eq!(environment.resolver["LORA_RESOLVER_CACHE_DIR"], "/ours");
         assert_eq!(environment.resolver["LORA_RESOLVER_HF_REPO_LIST"], "x");
+        let settings = environment.settings();
+        assert_eq!(settings.admin_api_key[0].expose(), "hunter2");
+        assert!(settings.api_key.is_empty());
     }
 }
