@@ -91,13 +91,21 @@ fn steps_run_ahead_while_others_wait_for_room() {
 
 #[test]
 fn who_has_waited_too_long_for_room_is_told_while_steps_run_ahead() {
-    let (engine, count) = ahead(|options| {
-        options.adapter_pool = 10;
+    let runner = Counting { pace: Duration::from_millis(1), ..Counting::default() };
+    let count = runner.ahead.clone();
+    let engine = engine_of(runner, |options| {
+        options.scheduler.run_ahead = Some(true);
         options.scheduler.adapter_wait = Duration::ZERO;
+        options.adapter_pool = 10;
+        (options.max_model_len, options.vocab_size) = (1 << 15, 1 << 15);
+        options.blocks = BlockManager::new(1 << 13, 4, true);
     });
-    let mut runs = engine.submit(of_adapter(1)).unwrap();
+    // One that does not end by itself.
+    let mut first = of_adapter(20);
+    first.params.max_tokens = 30_000;
+    let mut runs = engine.submit(first).unwrap();
     wait(runs.next()).unwrap().unwrap();
-    let error = wait(engine.submit(of_adapter(2)).unwrap().collect()).unwrap_err();
+    let error = wait(engine.submit(of_adapter(21)).unwrap().collect()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     drop(runs);
     assert!(count.load(Ordering::Relaxed) > 0);
