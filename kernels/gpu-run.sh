@@ -91,6 +91,7 @@ part parity 200 "$here/parity" --skip naive --skip by_a_bit --test-threads 1
 part server 120 python3 "$here/gpu.py" "$here/server" "$here/demo" "$out/server.json"
 part wide 100 "$here/cuda" --ignored
 part bench 240 "$here/gpu" bench "$out/bench.json"
+part idle 120 "$here/gpu" idle 1 8 64 256
 part draw 120 "$here/gpu" draw
 # The same model through the server: adapters' share, 64 adapters over a pool for 8, reloads, many registered ones.
 part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --max-loras 32 --mix one distinct:8 distinct:32'

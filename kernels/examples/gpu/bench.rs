@@ -15,6 +15,8 @@ const PROMPT: usize = 128;
 const DECODES: usize = 128;
 /// How often each cell is measured, in turns with those beside it.
 const TURNS: usize = 3;
+/// The same where a few parts in a thousand matter.
+const IDLE_TURNS: usize = 9;
 /// Decode steps before the clock counts.
 const WARM: usize = 8;
 const ROWS: usize = 8192;
@@ -28,6 +30,19 @@ pub(crate) struct Bench {
     backend: CudaBackend,
     model: Model,
     adapters: Vec<Adapter>,
+}
+
+/// What room for adapters costs steps without any, which find the fastest algorithms for themselves.
+pub(crate) fn idle(with: &mut Bench, without: &mut Bench, batch: usize) -> Result<()> {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..IDLE_TURNS {
+        times[0].push(with.decode(batch, 0, DECODES)?);
+        times[1].push(without.decode(batch, 0, DECODES)?);
+    }
+    let [with, without] = times.map(|mut times| median(&mut times));
+    let share = without / with;
+    println!("idle {batch:3} rows {with:7.3} ms, {without:.3} without room: {share:.4}");
+    Ok(())
 }
 
 /// Rows of one sequence in a step.

@@ -3,7 +3,7 @@
 //! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
 //! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
 //! for a profiler to look at. `gpu sites` tells what adapters of each site cost, `gpu decode ROWS/ADAPTERS …` what they cost in these cells.
-//! `gpu draw` times the head and the draws alone.
+//! `gpu draw` times the head and the draws alone, `gpu idle ROWS …` what room for adapters costs steps without any.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 mod bench;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // As where there is no room for adapters below the weights.
     let slots = if arguments.first() == Some(&"--no-slots") { 0 } else { 64 };
     arguments.retain(|&argument| argument != "--no-slots");
-    let open = |graph_rows: Vec<usize>| {
+    let open_with = |graph_rows: Vec<usize>, slots: usize| {
         let mut backend = CudaBackend::new(CudaOptions {
             device: 0,
             kernel_cache: Some(std::env::temp_dir().join("loraplex-cubin")),
@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         backend.make_slots(slots);
         Ok::<_, KernelError>(backend)
     };
+    let open = |graph_rows: Vec<usize>| open_with(graph_rows, slots);
     match arguments[..] {
         ["bench", out] => {
             let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?, &Site::ALL)?;
@@ -42,6 +43,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             for cell in cells {
                 let (batch, distinct) = cell.split_once('/').ok_or("a cell is ROWS/ADAPTERS")?;
                 bench.cost((batch.parse()?, distinct.parse()?))?;
+            }
+        }
+        ["idle", ref rows @ ..] => {
+            let open = |slots| open_with(CudaOptions::usual_graph_rows(), slots);
+            let (mut with, mut without) =
+                (Bench::new(open(slots)?, &Site::ALL)?, Bench::new(open(0)?, &Site::ALL)?);
+            for rows in rows {
+                bench::idle(&mut with, &mut without, rows.parse()?)?;
             }
         }
         ["profile", batch, adapters] => {
@@ -62,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["draw"] => draws::run(open(Vec::new())?)?,
         _ => println!(
-            "gpu [--no-slots] bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw"
+            "gpu [--no-slots] bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw | gpu idle ROWS …"
         ),
     }
     Ok(())
