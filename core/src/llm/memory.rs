@@ -1,6 +1,7 @@
 //! How much memory the KV cache and adapters take.
 
 use half::bf16;
+use loraplex_kernels::cuda::SLOT_RANKS;
 use loraplex_kernels::{
     AdapterMemory, AdapterPacker, DType, DeviceMemory, HostData, HostTensor, KvShape, LoraPart,
     LoraWeights, Part,
@@ -12,8 +13,6 @@ use crate::model::ModelConfig;
 
 /// Taken for the cache when the system does not say what is free.
 const FALLBACK: usize = 1 << 30;
-/// Ranks of a slot below the weights.
-const SLOT_RANK: usize = 16;
 /// Adapters of higher ranks are reckoned from one of this rank.
 const LARGEST_PACKED: usize = 512;
 
@@ -93,22 +92,27 @@ pub(super) fn adapter_pool(
 
 /// Bytes of an adapter of that rank on all modules, as a backend lays it out.
 fn adapter_bytes(rank: usize, model: &ModelConfig, packer: &dyn AdapterPacker) -> Result<usize> {
-    let packed = rank.min(LARGEST_PACKED);
-    let zeros = |rows: usize, cols: usize| {
-        HostTensor::new(rows, cols, HostData::Bf16(vec![bf16::ZERO; rows * cols]))
-    };
-    let part = |part: Part| -> Result<LoraPart> {
-        let (inputs, outputs) = model.module_shape(part);
-        let (a, b) = (zeros(packed, inputs)?, zeros(outputs, packed)?);
-        Ok(LoraPart { layer: 0, part, scale: 1.0, a, b })
-    };
-    let parts = Part::ALL.into_iter().map(part).collect::<Result<_>>()?;
-    let layer = packer.pack(1, &LoraWeights { parts }, &AdapterMemory::default())?;
+    let weights = zeros(rank.min(LARGEST_PACKED), 1, model)?;
+    let layer = packer.pack(1, &weights, &AdapterMemory::default())?;
     let bytes = layer.bytes.len().saturating_mul(model.layers);
     Ok(match rank {
         0..=LARGEST_PACKED => bytes,
-        _ => bytes.saturating_mul(rank.next_multiple_of(SLOT_RANK)) / LARGEST_PACKED,
+        _ => bytes.saturating_mul(rank.next_multiple_of(SLOT_RANKS)) / LARGEST_PACKED,
     })
+}
+
+/// An adapter of that rank on all modules of the first `layers` layers.
+fn zeros(rank: usize, layers: usize, model: &ModelConfig) -> Result<LoraWeights> {
+    let zeros = |rows: usize, cols: usize| {
+        HostTensor::new(rows, cols, HostData::Bf16(vec![bf16::ZERO; rows * cols]))
+    };
+    let part = |(layer, part)| {
+        let (inputs, outputs) = model.module_shape(part);
+        let (a, b) = (zeros(rank, inputs)?, zeros(outputs, rank)?);
+        Ok(LoraPart { layer, part, scale: 1.0, a, b })
+    };
+    let places = (0..layers).flat_map(|layer| Part::ALL.map(|part| (layer, part)));
+    Ok(LoraWeights { parts: places.map(part).collect::<Result<_>>()? })
 }
 
 /// Slots for A of adapters below the weights on a GPU: for as many adapters of rank 16 as the pool holds, whose memory they
@@ -121,7 +125,7 @@ pub(super) fn adapter_slots(
     if !lora.enabled {
         return Ok(0);
     }
-    let one = adapter_bytes(SLOT_RANK, model, packer)?;
+    let one = adapter_bytes(SLOT_RANKS, model, packer)?;
     Ok(adapter_pool(lora, model, packer)? / one.max(1))
 }
 
@@ -197,14 +201,7 @@ pub(super) mod tests {
                 let pool = PoolSize::Adapters(adapters);
                 let lora = LoraConfig { max_rank, pool, ..LoraConfig::default() };
                 let bytes = adapter_pool(&lora, &model, &*packer).unwrap();
-                let zeros = |rows, cols| HostTensor::from_f32(rows, cols, vec![0.0; rows * cols]);
-                let parts = (0..model.layers).flat_map(|layer| Part::ALL.map(|part| (layer, part)));
-                let parts = parts.map(|(layer, part)| {
-                    let (inputs, outputs) = model.module_shape(part);
-                    let (a, b) = (zeros(max_rank, inputs), zeros(outputs, max_rank));
-                    LoraPart { layer, part, scale: 1.0, a: a.unwrap(), b: b.unwrap() }
-                });
-                let weights = LoraWeights { parts: parts.collect() };
+                let weights = zeros(max_rank, model.layers, &model).unwrap();
                 let packed = packer.pack(model.layers, &weights, &AdapterMemory::default());
                 let one = packed.unwrap().bytes.len();
                 match max_rank {

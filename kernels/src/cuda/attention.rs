@@ -6,6 +6,7 @@ use super::gpu::Shape;
 use super::graphs::most_items;
 use super::kernel_args::{Decode, Paged, Prefill};
 use super::kernels::{HEAD_SIZES, prefill_shared_bytes};
+use super::step::ITEM_KEYS;
 use crate::args::AttentionOp;
 use crate::backend::BufferKind::Operand;
 use crate::error::{KernelError, Result};
@@ -17,7 +18,7 @@ const PREFILL_PAIRS: usize = 64;
 /// Keys of an item that a block of `decode.cu` asks for at once: what its warps begin with, or, where rows are few, all of an
 /// item. Many rows' would push each other's out of the cache.
 const LEAST_EARLY: u32 = 64;
-const MOST_EARLY: u32 = 256;
+const MOST_EARLY: u32 = ITEM_KEYS as u32;
 const FEW_ROWS: usize = 16;
 /// Words of `PrefillTile`.
 const TILE_WORDS: usize = 8;

@@ -58,6 +58,7 @@ use crate::weights::{DType, HostTensor, PackedAdapter, Site};
 pub use adapter::Adapter;
 pub use probe::{Probe, probe};
 pub use sample::Ticket;
+pub use stack::SLOT_RANKS;
 pub use weights::{Buffer, KvCache, Linear, Vector};
 
 use adapter::{AdapterRoom, Packer};

@@ -21,7 +21,7 @@ use crate::args::KvShape;
 use crate::error::Result;
 
 /// Ranks of a slot, for each part of a site.
-pub(super) const SLOT_RANKS: usize = 16;
+pub const SLOT_RANKS: usize = 16;
 /// How many slots products are made with: as many as a step needs, rounded up.
 const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
 /// Blocks that share the copy of a site's A.

@@ -23,7 +23,7 @@ const NO_SLOT: u32 = u32::MAX;
 const SAMPLED: u32 = 1 << 31;
 /// Keys of one decode item are a multiple of this: what four warps take at once, four times. Combining items takes about as
 /// long as reading as many keys.
-const ITEM_KEYS: usize = 256;
+pub(super) const ITEM_KEYS: usize = 256;
 /// Words of `DecodeItem` in `decode.cu`.
 const ITEM_WORDS: usize = 8;
 /// Words of `Tile` in `lora.cuh`.

@@ -3,9 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::inference::{TokenCall, json};
-use super::numbers::count;
 use super::sampling::MAX_LOGPROBS;
-use super::{Call, Converter, refuse_unsupported};
+use super::{Call, Converter, numbers, refuse_unsupported};
 use crate::body::parse;
 use crate::error::{ApiError, ApiResult};
 use crate::openai::call::CallFields;
@@ -24,19 +23,23 @@ impl Converter {
         let call: CallFields = parse(body)?;
         let own: GenerateFields = parse(body)?;
         refuse_unsupported(&parse(body)?)?;
-        let reports = Reports::of(&own)?;
+        // Without log-probabilities the fields about them say nothing.
+        let scored = own.return_logprob == Some(true);
+        if scored && own.token_ids_logprob.as_ref().is_some_and(|ids| !is_empty(ids)) {
+            return Err(not_reported("token_ids_logprob"));
+        }
         let (prompts, field) = prompts(own.text, own.input_ids)?;
-        let prompts_given = prompts.len();
-        if prompts_given == 0 || prompts_given > self.max_outputs {
+        let count = prompts.len();
+        if count == 0 || count > self.max_outputs {
             let most = self.max_outputs;
-            let message =
-                format!("{prompts_given} prompts in a call, which takes from 1 to {most}");
+            let message = format!("{count} prompts in a call, which takes from 1 to {most}");
             return Err(ApiError::param(field, message));
         }
-        let adapters = per_prompt("lora_path", own.lora_path, prompts_given)?;
-        let params = per_prompt("sampling_params", own.sampling_params, prompts_given)?;
-        let starts = per_prompt("logprob_start_len", reports.start, prompts_given)?;
-        let tops = per_prompt("top_logprobs_num", reports.top, prompts_given)?;
+        let adapters = per_prompt("lora_path", own.lora_path, count)?;
+        let params = per_prompt("sampling_params", own.sampling_params, count)?;
+        let starts =
+            per_prompt("logprob_start_len", own.logprob_start_len.filter(|_| scored), count)?;
+        let tops = per_prompt("top_logprobs_num", own.top_logprobs_num.filter(|_| scored), count)?;
         let asked = starts.into_iter().zip(tops);
         let calls = prompts.into_iter().zip(adapters).zip(params).zip(asked).enumerate();
         let calls = calls.map(|(index, (((input, adapter), params), (start, top)))| {
@@ -48,7 +51,7 @@ impl Converter {
                 call.model = model(adapter.flatten(), call.model, served)?;
                 call.return_weight_versions = Some(true);
                 let batch_id = own.rid.clone().or(call.request_id);
-                call.request_id = batch_id.clone().map(|id| match prompts_given {
+                call.request_id = batch_id.clone().map(|id| match count {
                     1 => id,
                     _ => format!("{id}-{index}"),
                 });
@@ -56,10 +59,8 @@ impl Converter {
                 if fields.prompt_logprobs.is_some() {
                     return Err(not_reported("prompt_logprobs"));
                 }
-                let top = match reports.wanted {
-                    true => Some(count_of("top_logprobs_num", top.flatten(), MAX_LOGPROBS)?),
-                    false => None,
-                };
+                let top = numbers::count("top_logprobs_num", top.flatten(), MAX_LOGPROBS)?;
+                let top = scored.then_some(top.unwrap_or(0));
                 let mut call = self.token_call(TokenCall {
                     fields,
                     call,
@@ -80,7 +81,7 @@ impl Converter {
                     call.reply.prompt_logprobs = Some(top as usize);
                     call.reply.prompt_start = start;
                 }
-                call.reply.token_texts = reports.texts;
+                call.reply.token_texts = own.return_text_in_logprobs.unwrap_or(false);
                 Ok(Call { batch_id, ..call })
             };
             check().map_err(|error| {
@@ -90,37 +91,6 @@ impl Converter {
         });
         calls.collect()
     }
-}
-
-/// What a call wants to be told of its tokens.
-#[derive(Debug, Default)]
-struct Reports {
-    /// Log-probabilities. Without them the rest says nothing.
-    wanted: bool,
-    start: Option<OneOrMany<Option<i64>>>,
-    top: Option<OneOrMany<Option<i64>>>,
-    texts: bool,
-}
-
-impl Reports {
-    fn of(own: &GenerateFields) -> ApiResult<Self> {
-        if own.return_logprob != Some(true) {
-            return Ok(Self::default());
-        }
-        if own.token_ids_logprob.as_ref().is_some_and(|ids| !is_empty(ids)) {
-            return Err(not_reported("token_ids_logprob"));
-        }
-        Ok(Self {
-            wanted: true,
-            start: own.logprob_start_len.clone(),
-            top: own.top_logprobs_num.clone(),
-            texts: own.return_text_in_logprobs.unwrap_or(false),
-        })
-    }
-}
-
-fn count_of(field: &'static str, given: Option<i64>, most: u32) -> ApiResult<u32> {
-    Ok(count(field, given, most)?.unwrap_or(0))
 }
 
 fn not_reported(field: &'static str) -> ApiError {
