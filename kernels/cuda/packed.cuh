@@ -5,7 +5,7 @@
 // q = lane % 4). So a lane ends up with four neighbouring columns, in rows 2 q and 2 q + 1 of eight.
 #pragma once
 
-#define PACKED_SLOTS 8
+#define PACKED_SLOTS 32
 #define PACKED_COLUMNS 32
 #define PACKED_PARTS 4  // scales of a slot, the last unused
 
@@ -78,7 +78,7 @@ struct Packed {
 
     // delta[n][j][2 i + r] is for column 2 j + i of the lane's in group n and row 2 q + r; without the row's scale.
     DEVICE void multiply(u32 row, u32 rows, float (&delta)[GROUPS][2][4]) {
-        const u32 first = raw >> 16 & 255, slots = ((1u << (raw >> 24)) - 1) << first;
+        const u32 first = raw >> 16 & 255, slots = (u32)((1ull << (raw >> 24)) - 1) << first;
         const u32 own = __shfl_sync(FULL_WARP, slots, threadIdx.x % 32 / 4);
         if (ONE) return multiply_held(own & 1, delta);
         load_scale(first);

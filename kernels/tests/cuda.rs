@@ -106,6 +106,17 @@ fn wide_cases() -> Vec<Case> {
         Case { shape: shared, lives: vec![life(0, 1100, 1100, 1); 2], ..base("2,200 rows") },
         Case { shape: pieces, lives: vec![life(0, 2, 2, 2); 100], ..base("a hundred decodes") },
         Case { shape: pieces, lives: turns, ..base("replays with and without adapters") },
+        Case {
+            adapters: vec![[16; 7]; 28],
+            lives: vec![life(0, 2, 2, 2); 140],
+            ..base("many adapters and rows, heads of 16")
+        },
+        Case {
+            shape: pieces,
+            adapters: vec![[16; 7]; 28],
+            lives: vec![life(0, 2, 2, 2); 140],
+            ..base("many adapters and rows")
+        },
     ]
 }
 
@@ -118,7 +129,7 @@ fn wide_shapes_agree_with_the_reference() {
             let (case, world, plan) = (&case, &world, &plan);
             let job = Job { case, world, plan, probe, draws: None };
             let expected = widened(&run_case(ReferenceBackend::new, &job).0);
-            for (graph_rows, slots) in [(&[][..], 0), (&[], 8), (&[4, 8], 16)] {
+            for (graph_rows, slots) in [(&[][..], 0), (&[], 40), (&[4, 8], 11)] {
                 let found: Outputs = run_case(|| cuda(graph_rows, slots), &job).0;
                 assert_consistent(case, world, &found);
                 let how = format!("{probe:?}, graphs at {graph_rows:?}, {slots} slots");

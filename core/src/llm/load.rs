@@ -174,7 +174,9 @@ fn cuda(config: &EngineConfig, model: &ModelConfig) -> Result<CudaBackend> {
         kernel_cache: config.kernel_cache.clone(),
         graph_rows: CudaOptions::usual_graph_rows(),
     })?;
-    backend.make_slots(memory::adapter_slots(&config.lora, model, &*backend.packer())?);
+    let packer = backend.packer();
+    let pool = memory::adapter_pool(&config.lora, model, &*packer)?;
+    backend.make_slots(memory::adapter_slots(&config.lora, pool, model, &*packer)?);
     Ok(backend)
 }
 

@@ -115,18 +115,18 @@ fn zeros(rank: usize, layers: usize, model: &ModelConfig) -> Result<LoraWeights>
     Ok(LoraWeights { parts: places.map(part).collect::<Result<_>>()? })
 }
 
-/// Slots for A of adapters below the weights on a GPU: for as many adapters of rank 16 as the pool holds, whose memory they
-/// add half to.
+/// Slots for A of adapters below the weights on a GPU: for as many of the largest as a pool of `pool` bytes holds.
 pub(super) fn adapter_slots(
     lora: &LoraConfig,
+    pool: usize,
     model: &ModelConfig,
     packer: &dyn AdapterPacker,
 ) -> Result<usize> {
     if !lora.enabled {
         return Ok(0);
     }
-    let one = adapter_bytes(SLOT_RANKS, model, packer)?;
-    Ok(adapter_pool(lora, model, packer)? / one.max(1))
+    let largest = adapter_bytes(lora.max_rank, model, packer)?;
+    Ok(pool.saturating_mul(lora.max_rank.div_ceil(SLOT_RANKS)) / largest.max(1))
 }
 
 /// The model's length under a cache of `blocks` blocks: what was asked for must fit, the model's own limit is cut.
@@ -210,6 +210,23 @@ pub(super) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn all_adapters_of_a_full_pool_have_slots() {
+        let (model, packer) = (odd_model(), ReferenceBackend::new().packer());
+        let slots = |max_rank, pool| {
+            let lora = LoraConfig { max_rank, pool, ..LoraConfig::default() };
+            let bytes = adapter_pool(&lora, &model, &*packer).unwrap();
+            adapter_slots(&lora, bytes, &model, &*packer).unwrap()
+        };
+        for (max_rank, expected) in [(8, 8), (16, 8), (24, 16), (64, 32)] {
+            assert_eq!(slots(max_rank, PoolSize::Adapters(8)), expected, "rank {max_rank}");
+        }
+        let one = adapter_bytes(64, &model, &*packer).unwrap();
+        assert_eq!(slots(64, PoolSize::Bytes(one / 2)), 2);
+        let off = LoraConfig { enabled: false, ..LoraConfig::default() };
+        assert_eq!(adapter_slots(&off, one, &model, &*packer).unwrap(), 0);
     }
 
     #[test]

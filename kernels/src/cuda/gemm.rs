@@ -11,6 +11,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
+use cudarc::driver::result::memcpy_dtod_async;
 use cudarc::driver::sys::CUevent_flags;
 
 use super::error::Context as _;
@@ -30,7 +31,7 @@ const ROUNDS: usize = 5;
 /// What takes longer than this times the fastest so far is timed no more.
 const MOST_BEHIND: f32 = 1.15;
 /// Bytes of weights that are read in a round, so that they come from memory as they do in a step: more than a cache holds.
-const READ: usize = 128 << 20;
+const READ: usize = 256 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
 const MOST_PLANS: usize = 2048;
 
@@ -115,15 +116,23 @@ impl Gemm {
             algorithms.truncate(FEW_CANDIDATES);
             algorithms.push(alike.algorithm);
         }
-        // Other weights of the same shape, whatever they are.
         let others = if bytes < READ { READ / bytes } else { 0 };
         let apart = bytes.next_multiple_of(ALIGNED);
         let Ok(memory) = Block::new(&self.gpu, others * apart, "timing matrix products") else {
             return Ok(plan);
         };
-        let mut weights: Vec<_> =
-            (0..others).map(|other| memory.address() + (other * apart) as u64).collect();
-        weights.push(operands.weight);
+        let mut weights = vec![operands.weight];
+        for other in 0..others {
+            // The same numbers: how fast a device multiplies depends on them.
+            let copy = memory.address() + (other * apart) as u64;
+            let stream = self.gpu.compute.cu_stream();
+            // SAFETY: both have room for a weight of this shape; `memory` is freed once the stream is through.
+            unsafe { memcpy_dtod_async(copy, operands.weight, bytes, stream) }.during(what)?;
+            weights.push(copy);
+        }
+        // An algorithm's code comes to the device when it first runs, which takes longer than many products.
+        // SAFETY: the caller's promise.
+        algorithms.retain(|it| unsafe { self.queue(&plan, it, operands) }.is_ok());
         let mut timed: Vec<_> = algorithms.into_iter().map(|it| (f32::INFINITY, it)).collect();
         // In turns, since clocks drift.
         for _ in 0..ROUNDS {
@@ -142,7 +151,7 @@ impl Gemm {
         Ok(plan)
     }
 
-    /// Milliseconds that products with all these weights take; infinite if the algorithm cannot run.
+    /// Milliseconds that products with all these weights take.
     ///
     /// # Safety
     ///
@@ -159,15 +168,15 @@ impl Gemm {
         let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
         let event = || self.gpu.context.new_event(timed).during(what);
         let (start, end) = (event()?, event()?);
-        start.record(stream).during(what)?;
-        for &weight in weights {
-            // SAFETY: the caller's promise; the weights have one shape.
-            let queued = unsafe { self.queue(plan, algorithm, Operands { weight, ..operands }) };
-            if queued.is_err() {
-                return Ok(f32::INFINITY);
+        // While the device is busy with the first round the host queues the second, else its own pace is timed.
+        for event in [&start, &end] {
+            for &weight in weights {
+                let operands = Operands { weight, ..operands };
+                // SAFETY: the caller's promise; the weights have one shape.
+                unsafe { self.queue(plan, algorithm, operands) }.during(what)?;
             }
+            event.record(stream).during(what)?;
         }
-        end.record(stream).during(what)?;
         start.elapsed_ms(&end).during(what)
     }
 

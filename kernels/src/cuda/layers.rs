@@ -8,7 +8,7 @@ use super::gpu::Shape;
 use super::kernel_args::{Embed, Gated, Norm, Qkv, Residual};
 use super::lora::{Pending, Place};
 use super::memory::padded;
-use super::stack::{PACKED_COLUMNS, PACKED_SLOTS};
+use super::stack::{PACKED_COLUMNS, PACKED_SLOTS, ROWS_PER_SLOT};
 use super::step::MOST_SMALL;
 use super::weights::{Buffer, Linear, NORM_COLUMNS, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
@@ -202,10 +202,10 @@ impl CudaBackend {
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
 
-    /// Whether the step's adapters have B packed, and rows enough share it: eight of them take their slots in turns.
+    /// Whether the step's adapters have B packed, and rows enough share it.
     pub(super) fn packs(&self) -> bool {
-        let slots = self.step.stacked;
-        slots == 1 || slots <= PACKED_SLOTS && slots > 0 && self.step.counts.rows >= 4 * slots
+        let (slots, rows) = (self.step.stacked, self.step.counts.rows);
+        slots == 1 || (1..=PACKED_SLOTS).contains(&slots) && rows >= ROWS_PER_SLOT * slots
     }
 
     /// The one of a pair of those kernels that is for as many slots as the step has.

@@ -71,7 +71,7 @@ use kernels::Kernels;
 use lora::Place;
 use memory::{Block, Workspace, padded};
 use sample::Sampler;
-use stack::{Stack, usable};
+use stack::{MOST_SLOTS, Stack};
 use staging::{Letters, Staging};
 use step::StepState;
 use weights::slot_lanes;
@@ -201,9 +201,9 @@ impl CudaBackend {
 
     /// Weights that are made from here on have room below them for adapters of `slots` times 16 ranks, 64 at most: steps whose
     /// adapters find room there need no products of their own for A. A slot takes as much memory as A of an adapter of rank 16
-    /// on all projections, each of the first eight also as much as its B.
+    /// on all projections, each of the first 32 also as much as its B.
     pub fn make_slots(&mut self, slots: usize) {
-        self.slots = usable(slots);
+        self.slots = slots.min(MOST_SLOTS);
     }
 
     /// A weight `[outputs, inputs]` of random numbers, uniform in ±`amplitude`, made on the device; the outputs of all parts

@@ -22,8 +22,12 @@ use crate::error::Result;
 
 /// Ranks of a slot, for each part of a site.
 pub const SLOT_RANKS: usize = 16;
-/// How many slots products are made with: as many as a step needs, rounded up.
+/// Rows that share a load of B, at least: eight of them take their slots in turns.
+pub(super) const ROWS_PER_SLOT: usize = 4;
+/// How many slots products are made with: as many as a step needs, rounded up, if there are as many.
 const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
+/// Slots below a weight.
+pub(super) const MOST_SLOTS: usize = SIZES[SIZES.len() - 1];
 /// Blocks that share the copy of a site's A.
 const COPY_SHARES: usize = 16;
 /// Words of `StackPlace` in `stack.cu`.
@@ -33,13 +37,14 @@ const LANES: usize = 5;
 const WIDTHS: usize = 6;
 /// Slots that have B laid out, at most, and what the laying out is made for; the bytes in front of the first slot
 /// (`packed.cuh`).
-pub(super) const PACKED_SLOTS: usize = 8;
+pub(super) const PACKED_SLOTS: usize = 32;
 pub(super) const PACKED_COLUMNS: usize = 32;
 const PACKED_SCALES: usize = PACKED_SLOTS * 4 * size_of::<f32>();
 
-/// How many of so many slots can be made use of.
-pub(super) fn usable(slots: usize) -> usize {
-    SIZES.into_iter().rfind(|&size| size <= slots).unwrap_or(0)
+/// Slots of a step of so many rows, at most, if they are to have B laid out.
+fn most_packed(rows: usize) -> usize {
+    let fits = |&size: &usize| size <= PACKED_SLOTS && size * ROWS_PER_SLOT <= rows;
+    SIZES.into_iter().rfind(fits).unwrap_or(0)
 }
 
 /// What lies below the weights.
@@ -133,12 +138,12 @@ impl CudaBackend {
         if !stack.is_complete(sites) || !self.step.has_lora() {
             return Ok(());
         }
-        // Where rows are many, what they all compute for slots of others takes longer than a shrink of each row's own, unless
-        // slots are few. And a load of B should serve many rows.
-        let many = self.step.rows > MOST_SMALL;
+        // Many rows that each read their own B take longer than a shrink and an expand.
         let most = match self.limits.cache {
-            _ if !many => self.slots,
-            Some(cache) if fits_packed(cache.head_dim) => self.slots.min(PACKED_SLOTS),
+            _ if self.step.rows <= MOST_SMALL => self.slots,
+            Some(cache) if fits_packed(cache.head_dim) => {
+                self.slots.min(most_packed(self.step.rows))
+            }
             _ => return Ok(()),
         };
         stack.wanted.clear();
@@ -243,8 +248,8 @@ impl<K> Default for Slots<K> {
 
 impl<K: Clone> Slots<K> {
     /// Finds slots for adapters that want so many each, and adds to `fresh` which of them have not had theirs before.
-    /// Returns the least of [`SIZES`] that is enough; `None` where that is more than `most`. All lie below it, since a product
-    /// gives all of them.
+    /// Returns the least of [`SIZES`] and `most` that is enough; `None` where none is. All lie below it, since a product gives
+    /// all of them.
     fn place(
         &mut self,
         wanted: &[(K, usize)],
@@ -253,7 +258,7 @@ impl<K: Clone> Slots<K> {
         fresh: &mut Vec<usize>,
     ) -> Option<usize> {
         let total: usize = wanted.iter().map(|(_, slots)| slots).sum();
-        let end = SIZES.into_iter().find(|&size| total <= size && size <= most)?;
+        let end = SIZES.into_iter().map(|size| size.min(most)).find(|&size| total <= size)?;
         let stays = |held: &(K, Range<usize>)| {
             held.1.end <= end && wanted.iter().any(|(key, _)| same(key, &held.0))
         };
