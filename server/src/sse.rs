@@ -16,6 +16,11 @@ use crate::reply::Writer;
 
 /// How long the headers wait for the first piece, so that a failure can still be a status.
 const FIRST_PIECE: Duration = Duration::from_secs(5);
+/// How long nothing is said until a comment is, so that nobody on the way takes the connection of a request that waits for dead:
+/// proxies wait for a minute.
+const QUIET: Duration = Duration::from_secs(15);
+/// A line that clients skip.
+const COMMENT: &[u8] = b": waiting\n\n";
 
 type Piece = (usize, Result<Output>);
 
@@ -65,7 +70,11 @@ fn frames(
             if let Some(chunk) = ready.pop_front() {
                 return Some((Ok(chunk), (pieces, writer, ready)));
             }
-            match pieces.as_mut()?.next().await {
+            let Ok(piece) = tokio::time::timeout(QUIET, pieces.as_mut()?.next()).await else {
+                ready.push_back(Bytes::from_static(COMMENT));
+                continue;
+            };
+            match piece {
                 Some((index, Ok(piece))) => {
                     ready.extend(writer.piece(index, piece).iter().map(|chunk| frame(chunk)));
                 }
@@ -126,6 +135,19 @@ mod tests {
         let text = body(vec![says(1, "a"), says(0, ""), says(0, "b")]).await.unwrap();
         let frames = ["1", "a", "0", "b", "end", "[DONE]"];
         assert_eq!(text, frames.map(|data| format!("data: {data}\n\n")).concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_long_is_told_so() {
+        let late = stream::once(async {
+            tokio::time::sleep(FIRST_PIECE + 2 * QUIET + Duration::from_secs(1)).await;
+            says(0, "a")
+        });
+        let response = events(stream::select_all([late.boxed()]), Echo).await.unwrap();
+        let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let frames = [": waiting", ": waiting", "data: 0", "data: a", "data: end", "data: [DONE]"];
+        assert_eq!(text, frames.map(|line| format!("{line}\n\n")).concat());
     }
 
     #[tokio::test]

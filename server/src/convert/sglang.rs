@@ -41,8 +41,9 @@ impl Converter {
             per_prompt("logprob_start_len", own.logprob_start_len.filter(|_| scored), count)?;
         let tops = per_prompt("top_logprobs_num", own.top_logprobs_num.filter(|_| scored), count)?;
         let asked = starts.into_iter().zip(tops);
-        let calls = prompts.into_iter().zip(adapters).zip(params).zip(asked).enumerate();
-        let calls = calls.map(|(index, (((input, adapter), params), (start, top)))| {
+        let ids = ids(own.rid.or(call.request_id.clone().map(OneOrMany::One)), count)?;
+        let calls = prompts.into_iter().zip(adapters).zip(params).zip(asked).zip(ids);
+        let calls = calls.map(|((((input, adapter), params), (start, top)), (id, batch_id))| {
             let (params, names) = renamed(params.unwrap_or_default());
             let params = json(&params);
             let check = || {
@@ -50,11 +51,7 @@ impl Converter {
                 let mut call = call.clone().merge(parse(&params)?)?;
                 call.model = model(adapter.flatten(), call.model, served)?;
                 call.return_weight_versions = Some(true);
-                let batch_id = own.rid.clone().or(call.request_id);
-                call.request_id = batch_id.clone().map(|id| match count {
-                    1 => id,
-                    _ => format!("{id}-{index}"),
-                });
+                call.request_id = id;
                 let fields: SamplingFields = parse(&params)?;
                 if fields.prompt_logprobs.is_some() {
                     return Err(not_reported("prompt_logprobs"));
@@ -127,6 +124,20 @@ fn prompts(
         (None, Some(lists)) => Ok((lists.values().map(PromptInput::Tokens).collect(), "input_ids")),
         _ => Err(ApiError::param("text", "give either `text` or `input_ids`")),
     }
+}
+
+/// What each prompt's call is named, and what its batch is.
+fn ids(
+    given: Option<OneOrMany<String>>,
+    prompts: usize,
+) -> ApiResult<Vec<(Option<String>, Option<String>)>> {
+    if let Some(OneOrMany::One(id)) = &given
+        && prompts > 1
+    {
+        return Ok((0..prompts).map(|at| (Some(format!("{id}-{at}")), Some(id.clone()))).collect());
+    }
+    let ids = per_prompt("rid", given, prompts)?;
+    Ok(ids.into_iter().map(|id| (id.clone(), id)).collect())
 }
 
 /// One value a prompt: the same for all, or one each.

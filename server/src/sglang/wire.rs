@@ -57,8 +57,9 @@ pub struct GenerateFields {
     /// Only null or empty.
     #[schema(value_type = Option<Object>)]
     pub token_ids_logprob: Option<Value>,
-    /// The call's id, before `request_id`.
-    pub rid: Option<String>,
+    /// The call's id, before `request_id`: that of all its prompts, or one for each.
+    #[schema(value_type = Option<Object>)]
+    pub rid: Option<OneOrMany<String>>,
 }
 
 /// The body of `/generate`, for its documentation. Each event of a stream holds all of its output so far.

@@ -550,15 +550,25 @@ async fn sglangs_streams_of_several_prompts_say_whose_an_event_is_and_end_at_an_
     });
     assert_eq!(endings[0], (json!("length"), 400));
     assert!(endings[1].0 == "abort" && endings[1].1 < 400, "{endings:?}");
-    // The call's own id names both.
-    let body = json!({"text": ["Once", "Once"], "rid": "all", "sampling_params": {"max_new_tokens": 400, "ignore_eos": true}});
-    let before = drawn_so_far(&llm).await;
-    let abort = async {
-        drawn_more(&llm, before).await;
-        call(&llm, "/abort_request", json!({"rid": "all"})).await
-    };
-    let (_, aborted) = join(call(&llm, "/generate", body), abort).await;
-    assert_eq!(aborted.json()["aborted"], 2);
+    // The call's own id names both; so do those that a client has given them.
+    for (rids, named, count) in
+        [(json!("all"), "all", 2), (json!(["first", "second"]), "second", 1)]
+    {
+        let body = json!({"text": ["Once", "Once"], "rid": rids, "sampling_params": {"max_new_tokens": 400, "ignore_eos": true}});
+        let before = drawn_so_far(&llm).await;
+        let abort = async {
+            drawn_more(&llm, before).await;
+            call(&llm, "/abort_request", json!({"rid": named})).await
+        };
+        let (answer, aborted) = join(call(&llm, "/generate", body), abort).await;
+        assert_eq!(aborted.json()["aborted"], count);
+        let reasons = answer.json();
+        let reasons =
+            reasons.as_array().unwrap().iter().map(|it| &it["meta_info"]["finish_reason"]["type"]);
+        assert_eq!(reasons.filter(|reason| *reason == "abort").count(), count);
+    }
+    let body = json!({"text": ["Once", "Once"], "rid": ["alone"]});
+    assert_eq!(call(&llm, "/generate", body).await.status, 400);
 }
 
 #[tokio::test]
