@@ -130,6 +130,9 @@ impl Answer {
             while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
                 let frame: Vec<u8> = rest.drain(..end + 2).collect();
                 let frame = String::from_utf8(frame).unwrap();
+                if frame.starts_with(':') {
+                    continue;
+                }
                 let data = frame.trim().strip_prefix("data: ").unwrap();
                 if data == "[DONE]" {
                     return;
