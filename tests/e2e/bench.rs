@@ -54,6 +54,9 @@ fn a_server_of_its_own_with_random_adapters() {
     let reload = &report["mixes"][3];
     assert!(reload["reloads"].as_u64() > Some(0), "{reload}");
     assert!(reload["reload_ms"]["median"].as_f64() > Some(0.0), "{reload}");
+    for stage in ["wait", "read", "pack", "flip"] {
+        assert!(reload["reload_stages_ms"][stage].as_f64() > Some(0.0), "{reload}");
+    }
     assert_eq!(report["mixes"][1]["reload_ms"], Value::Null);
     assert!(picture.contains("zipf:3") && picture.contains("distinct adapters"));
 }

@@ -1,11 +1,12 @@
 //! One streamed request to an OpenAI-compatible server, timed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
+use reqwest::header::ACCEPT;
 use serde_json::{Map, Value, json};
 
 use super::stats::Sample;
@@ -22,6 +23,15 @@ pub struct Client {
     key: Option<String>,
     text_prompts: bool,
     bodies: Arc<Bodies>,
+}
+
+/// A replacement in place.
+#[derive(Debug)]
+pub struct Reload {
+    /// From asking for it to its answer.
+    pub took: Duration,
+    /// Milliseconds of its stages, where the server says them.
+    pub stages: BTreeMap<String, f64>,
 }
 
 /// What requests to a model have in their bodies beside the rest, by the model's name.
@@ -66,23 +76,24 @@ impl Client {
         Ok((names(bases), names(adapters)))
     }
 
-    /// Loads an adapter again from its folder, in place; how long the server took.
-    pub async fn reload(&self, name: &str) -> Result<Duration> {
+    /// Loads an adapter again from its folder, in place.
+    pub async fn reload(&self, name: &str) -> Result<Reload> {
         let card = self.http.get(format!("{}/v1/models/{name}", self.url));
         let card: Value = self.authorized(card).send().await?.json().await?;
         let folder = card["root"].as_str().context("/v1/models does not say where it lies")?;
         let body = json!({ "lora_name": name, "lora_path": folder, "load_inplace": true });
         let request = self.http.post(format!("{}/v1/load_lora_adapter", self.url)).json(&body);
+        let request = request.header(ACCEPT, "application/json");
         let start = Instant::now();
         let response = self.authorized(request).send().await?;
         let took = start.elapsed();
-        ensure!(
-            response.status().is_success(),
-            "{}: {}",
-            response.status(),
-            response.text().await?
-        );
-        Ok(took)
+        let (status, answer) = (response.status(), response.text().await?);
+        ensure!(status.is_success(), "{status}: {answer}");
+        // Other servers answer with a text.
+        let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+        let stages = answer["timings_ms"].as_object().into_iter().flatten();
+        let stages = stages.filter_map(|(stage, ms)| Some((stage.clone(), ms.as_f64()?)));
+        Ok(Reload { took, stages: stages.collect() })
     }
 
     /// Sends `planned` for `model` and reads its stream to the end.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::client::Client;
+use super::client::{Client, Reload};
 use super::stats::Sample;
 use super::workload::{Mix, Planned};
 
@@ -20,8 +20,8 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     /// Why the others were not.
     pub errors: Vec<String>,
-    /// How long each replacement took, from asking for it to its answer.
-    pub reloads: Vec<Duration>,
+    /// Replacements in place.
+    pub reloads: Vec<Reload>,
     /// From the first request's turn to the last one's end.
     pub duration: Duration,
     /// What this machine read from memory a second before and after, if that was measured.
@@ -53,7 +53,7 @@ impl Target {
             // One that is under way when the last request ends is waited for.
             while timeout(every, over.cancelled()).await.is_err() {
                 match self.client.reload(name).await {
-                    Ok(took) => reloads.push(took),
+                    Ok(reload) => reloads.push(reload),
                     Err(error) => errors.push(format!("{name} is not replaced: {error:#}")),
                 }
             }

@@ -1,5 +1,6 @@
 //! Outcomes to what is written: JSON, and a table for people.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -50,6 +51,8 @@ pub struct MixReport {
     pub reload_ms: Option<Spread>,
     /// How many.
     pub reloads: usize,
+    /// What the server says its stages took of that, medians; empty where it does not.
+    pub reload_stages_ms: BTreeMap<String, f64>,
     /// What this machine read from memory a second, before and after each round; empty where it was not measured.
     pub read_gb_s: Vec<(f64, f64)>,
     /// One of the failures, if there were any.
@@ -108,8 +111,11 @@ fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
     let duration = outcomes.iter().map(|outcome| outcome.duration).sum();
     let failed = outcomes.iter().map(|outcome| outcome.errors.len()).sum();
     let error = outcomes.iter().find_map(|outcome| outcome.errors.first().cloned());
-    let reloads = outcomes.iter().flat_map(|outcome| &outcome.reloads);
-    let reloads: Vec<f64> = reloads.map(|took| took.as_secs_f64() * 1e3).collect();
+    let all = || outcomes.iter().flat_map(|outcome| &outcome.reloads);
+    let reloads: Vec<f64> = all().map(|reload| reload.took.as_secs_f64() * 1e3).collect();
+    let stages: BTreeSet<&String> = all().flat_map(|reload| reload.stages.keys()).collect();
+    let of = |stage: &String| median(all().filter_map(|reload| reload.stages.get(stage).copied()));
+    let reload_stages_ms = stages.into_iter().map(|stage| (stage.clone(), of(stage))).collect();
     let read_gb_s = outcomes.iter().filter_map(|outcome| outcome.read_gb_s).collect();
     let samples: Vec<Sample> = outcomes.into_iter().flat_map(|outcome| outcome.samples).collect();
     let mut e2e_ms: Vec<f64> = samples.iter().map(|s| s.e2e.as_secs_f64() * 1e3).collect();
@@ -121,6 +127,7 @@ fn sum(mix: Mix, outcomes: Vec<Outcome>) -> MixReport {
         rounds,
         ratio_to_base: Ratios::default(),
         reloads: reloads.len(),
+        reload_stages_ms,
         reload_ms: (!reloads.is_empty()).then(|| Spread::of(reloads)),
         read_gb_s,
         error,
@@ -189,18 +196,7 @@ impl Report {
         }
         for mix in &self.mixes {
             if let Some(took) = &mix.reload_ms {
-                let ratios = &mix.ratio_to_base;
-                let _ = writeln!(
-                    text,
-                    "{}: {} replacements, ms 50/90/99% {:.1} {:.1} {:.1}; ITL 50% {:.2} and 99% {:.2} of the base's",
-                    mix.mix,
-                    mix.reloads,
-                    took.median,
-                    took.p90,
-                    took.p99,
-                    ratios.itl.of_medians,
-                    ratios.itl_p99.of_medians
-                );
+                let _ = writeln!(text, "{}", mix.replacements(took));
             }
             if !mix.read_gb_s.is_empty() {
                 let read = median(mix.read_gb_s.iter().flat_map(|&(a, b)| [a, b]));
@@ -211,6 +207,28 @@ impl Report {
             }
         }
         text
+    }
+}
+
+impl MixReport {
+    /// What `took` so long, and what others noticed of it.
+    fn replacements(&self, took: &Spread) -> String {
+        let ratios = &self.ratio_to_base;
+        let stages = self.reload_stages_ms.iter().map(|(stage, ms)| format!("{stage} {ms:.1}"));
+        let stages = match &stages.collect::<Vec<_>>()[..] {
+            [] => String::new(),
+            stages => format!(" (in the server {})", stages.join(", ")),
+        };
+        format!(
+            "{}: {} replacements, ms 50/90/99% {:.1} {:.1} {:.1}{stages}; ITL 50% {:.2} and 99% {:.2} of the base's",
+            self.mix,
+            self.reloads,
+            took.median,
+            took.p90,
+            took.p99,
+            ratios.itl.of_medians,
+            ratios.itl_p99.of_medians
+        )
     }
 }
 
