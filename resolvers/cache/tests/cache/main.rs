@@ -4,6 +4,7 @@
 
 mod faults;
 mod kill;
+mod sharing;
 mod tampering;
 
 use std::fs;
