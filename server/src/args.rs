@@ -215,8 +215,8 @@ pub struct Settings {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub lora_modules: Vec<String>,
-    /// Size of the adapter pool, in adapters of the largest rank (default: 8); a GPU sets half as much aside beside the
-    /// base weights, for 64 adapters of rank 16 at most, and the other half for the first 8 of these
+    /// Size of the adapter pool, in adapters of the largest rank (default: 8); a GPU sets up to as much aside beside the
+    /// base weights, at most a twelfth of its memory
     #[arg(long, alias = "max-loras-per-batch")]
     #[serde(alias = "max_loras_per_batch", skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<usize>,

@@ -176,7 +176,8 @@ fn cuda(config: &EngineConfig, model: &ModelConfig) -> Result<CudaBackend> {
     })?;
     let packer = backend.packer();
     let pool = memory::adapter_pool(&config.lora, model, &*packer)?;
-    backend.make_slots(memory::adapter_slots(&config.lora, pool, model, &*packer)?);
+    let total = backend.memory()?.map_or(0, |memory| memory.total);
+    backend.make_slots(memory::adapter_slots(&config.lora, (pool, total), model, &*packer)?);
     Ok(backend)
 }
 

@@ -13,6 +13,8 @@ use crate::model::ModelConfig;
 
 /// Taken for the cache when the system does not say what is free.
 const FALLBACK: usize = 1 << 30;
+/// Of a GPU's memory what slots below the weights may take, as a divisor.
+const SLOTS_SHARE: usize = 12;
 /// Adapters of higher ranks are reckoned from one of this rank.
 const LARGEST_PACKED: usize = 512;
 
@@ -115,10 +117,11 @@ fn zeros(rank: usize, layers: usize, model: &ModelConfig) -> Result<LoraWeights>
     Ok(LoraWeights { parts: places.map(part).collect::<Result<_>>()? })
 }
 
-/// Slots for A of adapters below the weights on a GPU: for as many of the largest as a pool of `pool` bytes holds.
+/// Slots below the weights of a GPU with `memory` bytes: for as many of the largest adapters as a pool of `pool` bytes holds,
+/// within a share of the memory. A slot takes about what an adapter of its rank does.
 pub(super) fn adapter_slots(
     lora: &LoraConfig,
-    pool: usize,
+    (pool, memory): (usize, usize),
     model: &ModelConfig,
     packer: &dyn AdapterPacker,
 ) -> Result<usize> {
@@ -126,7 +129,9 @@ pub(super) fn adapter_slots(
         return Ok(0);
     }
     let largest = adapter_bytes(lora.max_rank, model, packer)?;
-    Ok(pool.saturating_mul(lora.max_rank.div_ceil(SLOT_RANKS)) / largest.max(1))
+    let wanted = pool.saturating_mul(lora.max_rank.div_ceil(SLOT_RANKS)) / largest.max(1);
+    let slot = adapter_bytes(SLOT_RANKS, model, packer)?;
+    Ok(wanted.min(memory / SLOTS_SHARE / slot.max(1)))
 }
 
 /// The model's length under a cache of `blocks` blocks: what was asked for must fit, the model's own limit is cut.
@@ -218,15 +223,19 @@ pub(super) mod tests {
         let slots = |max_rank, pool| {
             let lora = LoraConfig { max_rank, pool, ..LoraConfig::default() };
             let bytes = adapter_pool(&lora, &model, &*packer).unwrap();
-            adapter_slots(&lora, bytes, &model, &*packer).unwrap()
+            adapter_slots(&lora, (bytes, 1 << 30), &model, &*packer).unwrap()
         };
         for (max_rank, expected) in [(8, 8), (16, 8), (24, 16), (64, 32)] {
             assert_eq!(slots(max_rank, PoolSize::Adapters(8)), expected, "rank {max_rank}");
         }
         let one = adapter_bytes(64, &model, &*packer).unwrap();
         assert_eq!(slots(64, PoolSize::Bytes(one / 2)), 2);
-        let off = LoraConfig { enabled: false, ..LoraConfig::default() };
-        assert_eq!(adapter_slots(&off, one, &model, &*packer).unwrap(), 0);
+        let slots = |lora: &LoraConfig, memory| {
+            adapter_slots(lora, (one, memory), &model, &*packer).unwrap()
+        };
+        let on = LoraConfig::default();
+        assert_eq!((slots(&on, 12 * one), slots(&on, 9 * one)), (4, 3));
+        assert_eq!(slots(&LoraConfig { enabled: false, ..on }, 12 * one), 0);
     }
 
     #[test]
