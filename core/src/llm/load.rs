@@ -153,6 +153,10 @@ fn has_gpu() -> bool {
             tracing::info!("computing on {}", probe.name);
             true
         }
+        Err(reason) if CudaBackend::has_driver() => {
+            tracing::warn!(%reason, "computing on the CPU, though there is an NVIDIA driver");
+            false
+        }
         Err(reason) => {
             tracing::debug!(%reason, "computing on the CPU");
             false

@@ -70,6 +70,7 @@ use graphs::{Graphs, Start};
 use kernels::Kernels;
 use lora::Place;
 use memory::{Block, Workspace, padded};
+use probe::{Library, require};
 use sample::Sampler;
 use stack::{MOST_SLOTS, Stack};
 use staging::{Letters, Staging};
@@ -192,6 +193,11 @@ impl CudaBackend {
             most_rows: 0,
             gpu,
         })
+    }
+
+    /// Whether this machine has an NVIDIA driver: if so, somebody may expect its GPU to be used.
+    pub fn has_driver() -> bool {
+        require(Library::Driver).is_ok()
     }
 
     /// Whether this machine has what [`CudaBackend::new`] needs, and what to do if not.
