@@ -199,11 +199,14 @@ async fn requests_are_aborted_by_their_ids() {
         while metric(&llm, "vllm:num_requests_running") < 3 {
             tokio::task::yield_now().await;
         }
+        // However slow this is, none ends by itself.
+        assert_eq!(call(&llm, "/pause?mode=keep", json!({})).await.status, 200);
         let mut counts = Vec::new();
         for ids in [json!(["other", "r-"]), json!(["r"]), json!(["r-0"])] {
             let aborted = call(&llm, "/abort_requests", json!({"request_ids": ids})).await;
             counts.push(aborted.json()["aborted"].clone());
         }
+        call(&llm, "/resume", json!({})).await;
         counts
     };
     let answers = join(running("r", 2), running("r-0", 1));

@@ -88,21 +88,17 @@ pub(crate) struct Stub {
 
 impl Stub {
     pub(crate) async fn start() -> Self {
-        Self::start_at(0).await
-    }
-
-    pub(crate) async fn start_at(port: u16) -> Self {
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         let cdn = Router::new().route("/{digest}", get(content)).with_state(shared.clone());
-        let cdn = serve(&mut tasks, 0, cdn).await;
+        let cdn = serve(&mut tasks, cdn).await;
         *shared.cdn.lock().unwrap() = format!("http://{cdn}");
         let hub = Router::new()
             .route("/api/models/{org}/{name}", get(info))
             .route("/api/models/{org}/{name}/revision/{revision}", get(info))
             .route("/{org}/{name}/resolve/{revision}/{*file}", get(resolve))
             .with_state(shared.clone());
-        let address = serve(&mut tasks, port, hub).await;
+        let address = serve(&mut tasks, hub).await;
         Self { address, shared, _tasks: tasks }
     }
 
@@ -133,8 +129,8 @@ impl Stub {
     }
 }
 
-async fn serve(tasks: &mut JoinSet<()>, port: u16, router: Router) -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+async fn serve(tasks: &mut JoinSet<()>, router: Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
     address

@@ -100,10 +100,10 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     pub(crate) async fn start() -> Self {
-        Self::start_at(0).await
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
-    pub(crate) async fn start_at(port: u16) -> Self {
+    pub(crate) fn start_on(listener: TcpListener) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(BUCKET)).unwrap();
         let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
@@ -116,7 +116,6 @@ impl Bucket {
             hanging: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(shared.clone());
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use loraplex_plugin_sdk::ErrorKind;
 use loraplex_plugin_sdk::testing::WEIGHTS;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 
 use crate::bucket::{Bucket, Fault};
@@ -53,18 +53,20 @@ async fn s1_a_store_that_refuses_connections_is_left_alone() {
 
 #[tokio::test]
 async fn s1_a_store_that_comes_back_is_used_again() {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // It is ours, and refuses connections until somebody listens.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let cache = tempfile::tempdir().unwrap();
     let mut limits = limits();
     limits.outage = Duration::from_millis(50);
     let bucket = Bucket::start().await;
     let mut vars = bucket.vars();
-    vars[0].1 = format!("http://127.0.0.1:{port}");
+    vars[0].1 = format!("http://{}", socket.local_addr().unwrap());
     let resolver = crate::resolver(&vars, cache.path(), limits.clone(), json!({})).unwrap();
     let error = find(&resolver, "poet").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains("the store cannot be reached: Connection refused"), "{error}");
-    let world = World { bucket: Bucket::start_at(port).await, cache, limits };
+    let world = World { bucket: Bucket::start_on(socket.listen(64).unwrap()), cache, limits };
     let content = world.adapter("poet", 1, 3000);
     let mut turns = 0;
     while let Err(error) = find(&resolver, "poet").await {
