@@ -215,8 +215,8 @@ pub struct Settings {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub lora_modules: Vec<String>,
-    /// Size of the adapter pool, in adapters of the largest rank (default: 8); a GPU sets up to as much aside beside the
-    /// base weights, at most a twelfth of its memory
+    /// Size of the adapter pool, in adapters of the largest rank (default: 8); a GPU sets as much aside once more below the
+    /// base weights, for ranks rounded up to 16, but at most 64 of 16 and a twelfth of what it may use
     #[arg(long, alias = "max-loras-per-batch")]
     #[serde(alias = "max_loras_per_batch", skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<usize>,

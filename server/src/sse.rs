@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt};
 use loraplex_core::{Output, OutputStream, Result};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{ApiError, ApiResult};
 use crate::reply::Writer;
@@ -18,7 +19,7 @@ use crate::reply::Writer;
 const FIRST_PIECE: Duration = Duration::from_secs(5);
 /// How long nothing is said until a comment is, so that nobody on the way takes the connection of a request that waits for dead:
 /// proxies wait for a minute.
-const QUIET: Duration = Duration::from_secs(15);
+const QUIET: Duration = Duration::from_secs(45);
 /// A line that clients skip.
 const COMMENT: &[u8] = b": waiting\n\n";
 
@@ -36,7 +37,7 @@ async fn events(
     writer: impl Writer,
 ) -> ApiResult<Response> {
     let mut first = None;
-    match tokio::time::timeout(FIRST_PIECE, pieces.next()).await {
+    match timeout(FIRST_PIECE, pieces.next()).await {
         Ok(Some((_, Err(error)))) => return Err(error.into()),
         Ok(Some((index, Ok(piece)))) => first = Some((index, Ok(piece))),
         Ok(None) | Err(_) => {}
@@ -60,17 +61,23 @@ fn pieces(index: usize, output: OutputStream) -> BoxStream<'static, Piece> {
 }
 
 /// The events of `pieces`: chunks, then `[DONE]`; or an error, and no `[DONE]`, so that nobody takes the answer for whole.
-fn frames(
+fn frames<W: Writer>(
     pieces: impl Stream<Item = Piece> + Send + Unpin + 'static,
-    writer: impl Writer,
+    writer: W,
 ) -> impl Stream<Item = std::result::Result<Bytes, Infallible>> + Send {
     let state = (Some(pieces), writer, VecDeque::new());
     stream::unfold(state, |(mut pieces, mut writer, mut ready)| async move {
+        let quiet_until = Instant::now() + QUIET;
         loop {
             if let Some(chunk) = ready.pop_front() {
                 return Some((Ok(chunk), (pieces, writer, ready)));
             }
-            let Ok(piece) = tokio::time::timeout(QUIET, pieces.as_mut()?.next()).await else {
+            let next = pieces.as_mut()?.next();
+            let piece = match W::COMMENTS {
+                true => timeout_at(quiet_until, next).await,
+                false => Ok(next.await),
+            };
+            let Ok(piece) = piece else {
                 ready.push_back(Bytes::from_static(COMMENT));
                 continue;
             };
@@ -139,9 +146,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_long_is_told_so() {
-        let late = stream::once(async {
-            tokio::time::sleep(FIRST_PIECE + 2 * QUIET + Duration::from_secs(1)).await;
-            says(0, "a")
+        // Pieces without text are no events.
+        let late = stream::iter(["", "", "a"]).then(async |text| {
+            tokio::time::sleep(QUIET - Duration::from_secs(1)).await;
+            says(0, text)
         });
         let response = events(stream::select_all([late.boxed()]), Echo).await.unwrap();
         let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();

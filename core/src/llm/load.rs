@@ -181,7 +181,8 @@ fn cuda(config: &EngineConfig, model: &ModelConfig) -> Result<CudaBackend> {
     let packer = backend.packer();
     let pool = memory::adapter_pool(&config.lora, model, &*packer)?;
     let total = backend.memory()?.map_or(0, |memory| memory.total);
-    backend.make_slots(memory::adapter_slots(&config.lora, (pool, total), model, &*packer)?);
+    let share = (total as f64 * f64::from(config.cache.device_share)) as usize;
+    backend.make_slots(memory::adapter_slots(&config.lora, (pool, share), model, &*packer)?);
     Ok(backend)
 }
 

@@ -13,7 +13,7 @@ use crate::model::ModelConfig;
 
 /// Taken for the cache when the system does not say what is free.
 const FALLBACK: usize = 1 << 30;
-/// Of a GPU's memory what slots below the weights may take, as a divisor.
+/// What slots below the weights may take of a GPU's memory that may be used, as a divisor.
 const SLOTS_SHARE: usize = 12;
 /// Adapters of higher ranks are reckoned from one of this rank.
 const LARGEST_PACKED: usize = 512;
@@ -117,7 +117,7 @@ fn zeros(rank: usize, layers: usize, model: &ModelConfig) -> Result<LoraWeights>
     Ok(LoraWeights { parts: places.map(part).collect::<Result<_>>()? })
 }
 
-/// Slots below the weights of a GPU with `memory` bytes: for as many of the largest adapters as a pool of `pool` bytes holds,
+/// Slots below the weights of a GPU of which `memory` bytes may be used: for as many of the largest adapters as a pool of `pool` bytes holds,
 /// within a share of the memory. A slot takes about what an adapter of its rank does.
 pub(super) fn adapter_slots(
     lora: &LoraConfig,

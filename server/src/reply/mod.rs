@@ -33,6 +33,9 @@ pub(crate) struct Head {
 
 /// Makes a stream's chunks, as JSON.
 pub(crate) trait Writer: Send + 'static {
+    /// Whether clients know that lines that begin with a colon are comments.
+    const COMMENTS: bool = true;
+
     /// Chunks for the next piece of output `index`.
     fn piece(&mut self, index: usize, piece: Output) -> Vec<String>;
 

@@ -48,6 +48,9 @@ impl GenerateWriter {
 }
 
 impl Writer for GenerateWriter {
+    /// SGLang's own benchmark takes every line for an event.
+    const COMMENTS: bool = false;
+
     fn piece(&mut self, index: usize, piece: Output) -> Vec<String> {
         let several = self.outputs.len() > 1;
         let Open { head, index: own, so_far } = &mut self.outputs[index];
