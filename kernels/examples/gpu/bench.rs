@@ -17,6 +17,9 @@ const DECODES: usize = 128;
 const TURNS: usize = 3;
 /// The same where a few parts in a thousand matter.
 const IDLE_TURNS: usize = 9;
+/// Prompts of a step, at least, and how often one is measured.
+const LEAST_PROMPTS: usize = 4;
+const PROMPT_TURNS: usize = 9;
 /// Decode steps before the clock counts.
 const WARM: usize = 8;
 const ROWS: usize = 8192;
@@ -162,6 +165,27 @@ impl Bench {
             }
         }
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// What `distinct` adapters cost a step of `rows` rows of prompts, of which there are as many and at least four.
+    pub(crate) fn prompts(&mut self, (rows, distinct): (usize, usize)) -> Result<()> {
+        let count = distinct.max(LEAST_PROMPTS);
+        let mut times = [Vec::new(), Vec::new()];
+        for turn in 0..PROMPT_TURNS {
+            for (times, distinct) in times.iter_mut().zip([0, distinct]) {
+                let seconds = self.prefill(count, rows / count, distinct)?;
+                // The first chooses algorithms, the second makes sure of their code.
+                if turn > 1 {
+                    times.push(seconds * 1e3);
+                }
+            }
+        }
+        let [base, ms] = times.map(|mut times| median(&mut times));
+        let share = base / ms;
+        println!(
+            "prompts {rows:4} rows {distinct:2} adapters {ms:7.3} ms, base {base:.3}: {share:.3}"
+        );
+        Ok(())
     }
 
     /// Seconds for one step of long prompts.

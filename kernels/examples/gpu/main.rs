@@ -2,7 +2,8 @@
 //!
 //! `gpu bench OUT.json` measures decode steps over batch sizes and adapters (rank 16 on all projections), and prefill.
 //! `gpu profile BATCH ADAPTERS` issues a few decode steps without graphs, and `gpu prefill ADAPTERS` one step of prompts,
-//! for a profiler to look at. `gpu sites` tells what adapters of each site cost, `gpu decode ROWS/ADAPTERS …` what they cost in these cells.
+//! for a profiler to look at. `gpu sites` tells what adapters of each site cost, `gpu decode ROWS/ADAPTERS …` and
+//! `gpu prompts ROWS/ADAPTERS …` what they cost steps of so many rows.
 //! `gpu draw` times the head and the draws alone, `gpu idle ROWS …` what room for adapters costs steps without any.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
@@ -38,11 +39,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?, &Site::ALL)?;
             std::fs::write(out, bench.run()?)?;
         }
-        ["decode", ref cells @ ..] => {
+        [kind @ ("decode" | "prompts"), ref cells @ ..] => {
             let mut bench = Bench::new(open(CudaOptions::usual_graph_rows())?, &Site::ALL)?;
             for cell in cells {
-                let (batch, distinct) = cell.split_once('/').ok_or("a cell is ROWS/ADAPTERS")?;
-                bench.cost((batch.parse()?, distinct.parse()?))?;
+                let (rows, distinct) = cell.split_once('/').ok_or("a cell is ROWS/ADAPTERS")?;
+                let cell = (rows.parse()?, distinct.parse()?);
+                if kind == "decode" { bench.cost(cell)? } else { bench.prompts(cell)? }
             }
         }
         ["idle", ref rows @ ..] => {
@@ -71,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["draw"] => draws::run(open(Vec::new())?)?,
         _ => println!(
-            "gpu [--no-slots] bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw | gpu idle ROWS …"
+            "gpu [--no-slots] bench OUT.json | gpu decode ROWS/ADAPTERS … | gpu prompts ROWS/ADAPTERS … | gpu profile BATCH ADAPTERS | gpu prefill ADAPTERS | gpu sites | gpu draw | gpu idle ROWS …"
         ),
     }
     Ok(())
