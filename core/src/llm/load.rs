@@ -178,11 +178,11 @@ fn cuda(config: &EngineConfig, model: &ModelConfig) -> Result<CudaBackend> {
         kernel_cache: config.kernel_cache.clone(),
         graph_rows: CudaOptions::usual_graph_rows(),
     })?;
-    let packer = backend.packer();
-    let pool = memory::adapter_pool(&config.lora, model, &*packer)?;
-    let total = backend.memory()?.map_or(0, |memory| memory.total);
-    let share = (total as f64 * f64::from(config.cache.device_share)) as usize;
-    backend.make_slots(memory::adapter_slots(&config.lora, (pool, share), model, &*packer)?);
+    if let Some(memory) = backend.memory()? {
+        let limits = (&config.lora, &config.cache);
+        let packer = backend.packer();
+        backend.make_slots(memory::adapter_slots(limits, memory, model, &*packer)?);
+    }
     Ok(backend)
 }
 

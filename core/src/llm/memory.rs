@@ -46,7 +46,7 @@ pub(super) fn device_blocks(
 ) -> Result<usize> {
     let block_bytes = (token_bytes * config.block_size).max(1);
     let memory = left.unwrap_or(DeviceMemory { free: 0, total: 0 });
-    let share = (memory.total as f64 * f64::from(config.device_share)) as usize;
+    let share = device_share(config, memory);
     let taken = memory.total - memory.free;
     let room = share.saturating_sub(taken).saturating_sub(adapter_pool);
     let wanted = match config.size {
@@ -70,6 +70,11 @@ pub(super) fn device_blocks(
         ));
     }
     Ok(wanted / block_bytes)
+}
+
+/// Bytes of a device that may be used.
+fn device_share(config: &CacheConfig, memory: DeviceMemory) -> usize {
+    (memory.total as f64 * f64::from(config.device_share)) as usize
 }
 
 /// Bytes of K and V that a token takes.
@@ -117,21 +122,22 @@ fn zeros(rank: usize, layers: usize, model: &ModelConfig) -> Result<LoraWeights>
     Ok(LoraWeights { parts: places.map(part).collect::<Result<_>>()? })
 }
 
-/// Slots below the weights of a GPU of which `memory` bytes may be used: for as many of the largest adapters as a pool of `pool` bytes holds,
-/// within a share of the memory. A slot takes about what an adapter of its rank does.
+/// Slots below the weights of a GPU: for as many of the largest adapters as the pool holds, within a share of what may be used.
+/// A slot takes about what an adapter of its rank does.
 pub(super) fn adapter_slots(
-    lora: &LoraConfig,
-    (pool, memory): (usize, usize),
+    (lora, cache): (&LoraConfig, &CacheConfig),
+    memory: DeviceMemory,
     model: &ModelConfig,
     packer: &dyn AdapterPacker,
 ) -> Result<usize> {
     if !lora.enabled {
         return Ok(0);
     }
+    let pool = adapter_pool(lora, model, packer)?;
     let largest = adapter_bytes(lora.max_rank, model, packer)?;
     let wanted = pool.saturating_mul(lora.max_rank.div_ceil(SLOT_RANKS)) / largest.max(1);
     let slot = adapter_bytes(SLOT_RANKS, model, packer)?;
-    Ok(wanted.min(memory / SLOTS_SHARE / slot.max(1)))
+    Ok(wanted.min(device_share(cache, memory) / SLOTS_SHARE / slot.max(1)))
 }
 
 /// The model's length under a cache of `blocks` blocks: what was asked for must fit, the model's own limit is cut.
@@ -220,22 +226,21 @@ pub(super) mod tests {
     #[test]
     fn all_adapters_of_a_full_pool_have_slots() {
         let (model, packer) = (odd_model(), ReferenceBackend::new().packer());
-        let slots = |max_rank, pool| {
-            let lora = LoraConfig { max_rank, pool, ..LoraConfig::default() };
-            let bytes = adapter_pool(&lora, &model, &*packer).unwrap();
-            adapter_slots(&lora, (bytes, 1 << 30), &model, &*packer).unwrap()
+        let of = |lora: &LoraConfig, total: usize| {
+            let cache = CacheConfig { device_share: 0.5, ..CacheConfig::default() };
+            let memory = DeviceMemory { free: 0, total: 2 * total };
+            adapter_slots((lora, &cache), memory, &model, &*packer).unwrap()
         };
+        let slots =
+            |max_rank, pool| of(&LoraConfig { max_rank, pool, ..LoraConfig::default() }, 1 << 30);
         for (max_rank, expected) in [(8, 8), (16, 8), (24, 16), (64, 32)] {
             assert_eq!(slots(max_rank, PoolSize::Adapters(8)), expected, "rank {max_rank}");
         }
         let one = adapter_bytes(64, &model, &*packer).unwrap();
         assert_eq!(slots(64, PoolSize::Bytes(one / 2)), 2);
-        let slots = |lora: &LoraConfig, memory| {
-            adapter_slots(lora, (one, memory), &model, &*packer).unwrap()
-        };
-        let on = LoraConfig::default();
-        assert_eq!((slots(&on, 12 * one), slots(&on, 9 * one)), (4, 3));
-        assert_eq!(slots(&LoraConfig { enabled: false, ..on }, 12 * one), 0);
+        let on = LoraConfig { pool: PoolSize::Bytes(one), ..LoraConfig::default() };
+        assert_eq!((of(&on, 12 * one), of(&on, 9 * one)), (4, 3));
+        assert_eq!(of(&LoraConfig { enabled: false, ..on }, 12 * one), 0);
     }
 
     #[test]

@@ -22,8 +22,6 @@ use crate::error::Result;
 
 /// Ranks of a slot, for each part of a site.
 pub const SLOT_RANKS: usize = 16;
-/// Rows that share a load of B, at least: eight of them take their slots in turns.
-pub(super) const ROWS_PER_SLOT: usize = 4;
 /// How many slots products are made with: as many as a step needs, rounded up, if there are as many.
 const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
 /// Slots below a weight.
@@ -40,12 +38,6 @@ const WIDTHS: usize = 6;
 pub(super) const PACKED_SLOTS: usize = 32;
 pub(super) const PACKED_COLUMNS: usize = 32;
 const PACKED_SCALES: usize = PACKED_SLOTS * 4 * size_of::<f32>();
-
-/// Slots of a step of so many rows, at most, if they are to have B laid out.
-fn most_packed(rows: usize) -> usize {
-    let fits = |&size: &usize| size <= PACKED_SLOTS && size * ROWS_PER_SLOT <= rows;
-    SIZES.into_iter().rfind(fits).unwrap_or(0)
-}
 
 /// What lies below the weights.
 #[derive(Debug, Default)]
@@ -141,9 +133,7 @@ impl CudaBackend {
         // Many rows that each read their own B take longer than a shrink and an expand.
         let most = match self.limits.cache {
             _ if self.step.rows <= MOST_SMALL => self.slots,
-            Some(cache) if fits_packed(cache.head_dim) => {
-                self.slots.min(most_packed(self.step.rows))
-            }
+            Some(cache) if fits_packed(cache.head_dim) => self.slots.min(PACKED_SLOTS),
             _ => return Ok(()),
         };
         stack.wanted.clear();

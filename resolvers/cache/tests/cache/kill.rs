@@ -1,16 +1,13 @@
 //! Processes that are ended while they download.
 
-use std::env;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sha2::Digest;
 
-use crate::{LONG, assert_tidy, claim, download, names, open, weights_of};
+use crate::{LONG, assert_tidy, claim, download, names, open, own_folder, spawn, weights_of};
 
-const FOLDER: &str = "LORAPLEX_TEST_CACHE";
 const KILLS: u64 = 20;
 
 /// Weights that tell which source they are of.
@@ -21,10 +18,8 @@ fn content(source: u64) -> Vec<u8> {
 #[test]
 #[ignore = "it is the child of the test below, and never ends by itself"]
 fn child_that_downloads_for_ever() {
-    #[allow(clippy::disallowed_methods, reason = "the parent says where")]
-    let folder = env::var(FOLDER).unwrap();
     // A dozen entries fit, so that some are always on their way out.
-    let cache = open(Path::new(&folder), 2_500_000, Duration::ZERO);
+    let cache = open(&own_folder(), 2_500_000, Duration::ZERO);
     for source in 0.. {
         let source = source % 40;
         if cache.latest(&source.to_string()).unwrap().is_none() {
@@ -60,13 +55,7 @@ fn d3_a_process_that_is_killed_leaves_a_valid_cache() {
     let survivor = open(folder.path(), 2_500_000, Duration::ZERO);
     let mut left_behind = 0;
     for kill in 0..KILLS {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "kill::child_that_downloads_for_ever"])
-            .env(FOLDER, folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = spawn("kill::child_that_downloads_for_ever", folder.path());
         // Its first download is under way or done, then a moment that is another each time.
         let staging = folder.path().join("v1/staging");
         while fs::read_dir(&staging).map_or(0, Iterator::count) == 0 {

@@ -7,8 +7,10 @@ mod kill;
 mod sharing;
 mod tampering;
 
+use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use loraplex_resolver_cache::{
@@ -20,6 +22,26 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// Longer than any run of this suite.
 const LONG: Duration = Duration::from_secs(86_400);
+
+/// Where a child of these tests finds its folder.
+const FOLDER: &str = "LORAPLEX_TEST_CACHE";
+
+/// Runs an ignored test in a process of its own, which works in `folder`.
+fn spawn(test: &str, folder: &Path) -> Child {
+    Command::new(env::current_exe().unwrap())
+        .args(["--exact", "--ignored", test])
+        .env(FOLDER, folder)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// The folder of such a process.
+fn own_folder() -> PathBuf {
+    #[allow(clippy::disallowed_methods, reason = "the parent says where")]
+    let folder = env::var_os(FOLDER).unwrap();
+    folder.into()
+}
 
 /// A cache in `folder` that keeps what was handed out for `keep`.
 fn open(folder: &Path, max_bytes: u64, keep: Duration) -> Cache {

@@ -1,18 +1,16 @@
 //! Servers that share a folder: one downloads, all serve, and one that is killed holds nobody up.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use loraplex_resolver_cache::{Cache, Claim};
 
-use crate::{LONG, assert_tidy, open, specs, weights_of};
+use crate::{LONG, assert_tidy, open, own_folder, spawn, specs, weights_of};
 
-const FOLDER: &str = "LORAPLEX_TEST_SHARED_CACHE";
 const NAMES: u64 = 8;
 const ROUNDS: u64 = 25;
 const SERVERS: usize = 2;
@@ -56,9 +54,7 @@ fn bring(cache: &Cache, source: &str, published: &Path) {
 #[test]
 #[ignore = "it is a child of the test below"]
 fn child_that_serves_every_name_of_every_round() {
-    #[allow(clippy::disallowed_methods, reason = "the parent says where")]
-    let folder = env::var(FOLDER).unwrap();
-    let folder = Path::new(&folder);
+    let folder = own_folder();
     let cache = open(&folder.join("cache"), ROOM, LONG);
     for round in 0..ROUNDS {
         for name in 0..NAMES {
@@ -69,12 +65,7 @@ fn child_that_serves_every_name_of_every_round() {
 }
 
 fn serve(folder: &Path) -> Child {
-    Command::new(env::current_exe().unwrap())
-        .args(["--exact", "--ignored", "sharing::child_that_serves_every_name_of_every_round"])
-        .env(FOLDER, folder)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap()
+    spawn("sharing::child_that_serves_every_name_of_every_round", folder)
 }
 
 #[test]
