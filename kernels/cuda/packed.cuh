@@ -5,7 +5,7 @@
 // q = lane % 4). So a lane ends up with four neighbouring columns, in rows 2 q and 2 q + 1 of eight.
 #pragma once
 
-#define PACKED_SLOTS 32
+#define PACKED_SLOTS 64
 #define PACKED_COLUMNS 32
 #define PACKED_PARTS 4  // scales of a slot, the last unused
 
@@ -78,16 +78,26 @@ struct Packed {
 
     // delta[n][j][2 i + r] is for column 2 j + i of the lane's in group n and row 2 q + r; without the row's scale.
     DEVICE void multiply(u32 row, u32 rows, float (&delta)[GROUPS][2][4]) {
-        const u32 first = raw >> 16 & 255, slots = (u32)((1ull << (raw >> 24)) - 1) << first;
-        const u32 own = __shfl_sync(FULL_WARP, slots, threadIdx.x % 32 / 4);
-        if (ONE) return multiply_held(own & 1, delta);
+        const u32 first = raw >> 16 & 255, slots = raw >> 24;
+        if (ONE) return multiply_held(__shfl_sync(FULL_WARP, slots, threadIdx.x % 32 / 4), delta);
         load_scale(first);
-        for (u32 left = __reduce_or_sync(FULL_WARP, slots); left; left &= left - 1) {
-            const u32 slot = __ffs(left) - 1;
-            load_b(slot);
-            load_h(slot, row, rows);
-            multiply_held(own >> slot & 1, delta);
+        const u32 end = __reduce_max_sync(FULL_WARP, slots ? first + slots : 0);
+#pragma unroll 1
+        for (u32 from = 0; from < end; from += 32) {
+            const u32 here = bits_below(first + slots, from) & ~bits_below(first, from);
+            const u32 own = __shfl_sync(FULL_WARP, here, threadIdx.x % 32 / 4);
+            for (u32 left = __reduce_or_sync(FULL_WARP, here); left; left &= left - 1) {
+                const u32 slot = from + __ffs(left) - 1;
+                load_b(slot);
+                load_h(slot, row, rows);
+                multiply_held(own >> (slot - from) & 1, delta);
+            }
         }
+    }
+
+    // Of 32 slots from `from` on those below `end`.
+    DEVICE static u32 bits_below(u32 end, u32 from) {
+        return end >= from + 32 ? 0xffffffffu : end > from ? (1u << (end - from)) - 1 : 0;
     }
 
     DEVICE void multiply_held(bool mine, float (&delta)[GROUPS][2][4]) const {

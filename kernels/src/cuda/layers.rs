@@ -8,7 +8,7 @@ use super::gpu::Shape;
 use super::kernel_args::{Embed, Gated, Norm, Qkv, Residual};
 use super::lora::{Pending, Place};
 use super::memory::padded;
-use super::stack::{PACKED_COLUMNS, PACKED_SLOTS};
+use super::stack::{PACKED_COLUMNS, is_worth_packing};
 use super::step::MOST_SMALL;
 use super::weights::{Buffer, Linear, NORM_COLUMNS, Vector};
 use crate::args::{GatedMlpOp, ProjectOp, QkvOp};
@@ -33,8 +33,6 @@ const QKV_ROWS: usize = 4;
 /// Rows of a group in the kernels with B packed, and how many groups a warp takes at most.
 const GROUP_ROWS: usize = 8;
 const MOST_GROUPS: usize = 8;
-/// Rows that share a load of B, at least: those of a group take their slots in turns.
-const ROWS_PER_SLOT: usize = 4;
 /// Warps of a block of `gated_mlp_packed`.
 const GATED_WARPS: usize = 4;
 
@@ -206,8 +204,7 @@ impl CudaBackend {
 
     /// Whether the step's adapters have B packed, and rows enough share it.
     pub(super) fn packs(&self) -> bool {
-        let (slots, rows) = (self.step.stacked, self.step.counts.rows);
-        slots == 1 || (1..=PACKED_SLOTS).contains(&slots) && rows >= ROWS_PER_SLOT * slots
+        self.step.stacked > 0 && is_worth_packing(self.step.stacked, self.step.counts.rows)
     }
 
     /// The one of a pair of those kernels that is for as many slots as the step has.

@@ -207,7 +207,7 @@ impl CudaBackend {
 
     /// Weights that are made from here on have room below them for adapters of `slots` times 16 ranks, 64 at most: steps whose
     /// adapters find room there need no products of their own for A. A slot takes as much memory as A of an adapter of rank 16
-    /// on all projections, each of the first 32 also as much as its B.
+    /// on all projections, and as much as its B.
     pub fn make_slots(&mut self, slots: usize) {
         self.slots = slots.min(MOST_SLOTS);
     }

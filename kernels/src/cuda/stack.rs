@@ -35,9 +35,23 @@ const LANES: usize = 5;
 const WIDTHS: usize = 6;
 /// Slots that have B laid out, at most, and what the laying out is made for; the bytes in front of the first slot
 /// (`packed.cuh`).
-pub(super) const PACKED_SLOTS: usize = 32;
+pub(super) const PACKED_SLOTS: usize = 64;
 pub(super) const PACKED_COLUMNS: usize = 32;
 const PACKED_SCALES: usize = PACKED_SLOTS * 4 * size_of::<f32>();
+
+/// Slots of steps of more than [`MOST_SMALL`] rows.
+const MOST_OF_PROMPTS: usize = 32;
+
+/// Whether so many slots had better have B laid out. Eight rows take theirs in turns, so a few have to share each; with more rows
+/// that each read their own B it pays sooner. And of prompts all rows compute what the others' slots have of A.
+pub(super) fn is_worth_packing(slots: usize, rows: usize) -> bool {
+    let (most, rows_per_slot) = match rows {
+        0..=64 => (PACKED_SLOTS, 4),
+        65..=MOST_SMALL => (PACKED_SLOTS, 2),
+        _ => (MOST_OF_PROMPTS, 1),
+    };
+    slots == 1 || slots <= most && slots * rows_per_slot <= rows
+}
 
 /// What lies below the weights.
 #[derive(Debug, Default)]
@@ -133,7 +147,10 @@ impl CudaBackend {
         // Many rows that each read their own B take longer than a shrink and an expand.
         let most = match self.limits.cache {
             _ if self.step.rows <= MOST_SMALL => self.slots,
-            Some(cache) if fits_packed(cache.head_dim) => self.slots.min(PACKED_SLOTS),
+            Some(cache) if fits_packed(cache.head_dim) => {
+                let is_worth = |&size: &usize| is_worth_packing(size, self.step.rows);
+                self.slots.min(SIZES.into_iter().rfind(is_worth).unwrap_or(0))
+            }
             _ => return Ok(()),
         };
         stack.wanted.clear();

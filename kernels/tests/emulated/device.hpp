@@ -127,6 +127,14 @@ inline u32 __reduce_or_sync(u32, u32 own) {
     });
 }
 
+inline u32 __reduce_max_sync(u32, u32 own) {
+    return exchange(own, [](auto of_lane) {
+        u32 most = 0;
+        for (u32 lane = 0; lane < 32; lane++) most = std::max(most, (u32)of_lane(lane));
+        return most;
+    });
+}
+
 inline u32 atomicAdd(u32* at, u32 x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
 inline void __threadfence() {}
 inline u32 __ffs(u32 x) { return __builtin_ffs(x); }

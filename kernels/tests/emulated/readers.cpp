@@ -278,9 +278,9 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
 int main() {
     const std::vector<std::vector<u32>> one = {{16, 9, 16}}, uneven = {{24, 4, 33}, {0, 12, 8}};
     const std::vector<std::vector<u32>> six = {{16, 16, 16}, {8, 8, 8}, {16, 0, 2}, {16, 16, 16}, {16, 5, 16}, {1, 1, 1}};
-    const std::vector<std::vector<u32>> twenty(20, {16, 5, 1}), all_slots = {{512, 7, 40}};
+    const std::vector<std::vector<u32>> many(40, {16, 5, 1}), all_slots = {{1024, 7, 40}};
     const Case cases[] = {{one, 1, 1},     {one, 19, 1}, {one, 35, 2},    {uneven, 7, 1},
-                          {uneven, 27, 2}, {six, 33, 1}, {twenty, 90, 2}, {all_slots, 9, 1}};
+                          {uneven, 27, 2}, {six, 33, 1}, {many, 90, 2}, {all_slots, 9, 1}};
     for (const Case& job : cases)
         for (Kind kind : {WORKED_OUT, PACKED, TABLES}) {
             // To those that get what LoRA adds the adapters make no difference.
