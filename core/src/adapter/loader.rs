@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// Loads in work at once: reading one while another is packed; more would only hold memory.
 const THREADS: usize = 2;
 /// Cores that one load is spread over at most.
-const MOST_CORES: usize = 8;
+const MOST_CORES: usize = 16;
 /// Added to the threads' niceness: where cores are scarce, tokens go first.
 const NICENESS: i32 = 10;
 
