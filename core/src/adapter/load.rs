@@ -160,8 +160,13 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// Reads, checks, hashes and packs; changes nothing.
-    pub(super) fn build(&self, path: &Path, content: &Content) -> Result<Built> {
+    /// Reads, checks, hashes and packs; changes nothing. Tells when what is left takes no longer than its bytes.
+    pub(super) fn build(
+        &self,
+        path: &Path,
+        content: &Content,
+        read_all: impl FnOnce(),
+    ) -> Result<Built> {
         let start = Instant::now();
         let mut peft = match content {
             Content::Folder => peft::load(path, &self.model, &self.limits, &self.memory)?,
@@ -171,6 +176,7 @@ impl Builder {
             }
         };
         let read = start.elapsed();
+        read_all();
         let packed = self.packer.pack(self.model.layers, &peft.weights, &self.memory)?;
         // The file's memory goes back before the flip.
         peft.weights.parts = Vec::new();

@@ -3,8 +3,10 @@
 //!
 //! Whatever changes more than a token a sequence (commands, admissions, prompts, flips) waits until nothing is under way.
 //! The step is queued late, when most of the one before is over, so that a request or a reload that comes meanwhile does
-//! not wait for a second step.
+//! not wait for a second step; and not at all while a reload is about to come.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,9 @@ const GLANCE: Duration = Duration::from_micros(250);
 #[derive(Debug)]
 pub(super) struct Flight {
     /// Whether steps run ahead at all.
-    pub(super) enabled: bool,
+    enabled: bool,
+    /// Replacements that are about to come.
+    expected: Arc<AtomicUsize>,
     /// Whether the engine's plan has been submitted and not collected.
     pub(super) under_way: bool,
     /// The step after it.
@@ -33,14 +37,20 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn new(enabled: bool) -> Self {
+    pub(super) fn new(enabled: bool, expected: Arc<AtomicUsize>) -> Self {
         Self {
             enabled,
+            expected,
             under_way: false,
             next: StepPlan::default(),
             since: Instant::now(),
             took: Duration::ZERO,
         }
+    }
+
+    /// Whether a replacement is about to come.
+    fn is_expecting(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) > 0
     }
 
     /// A step is submitted while none is under way.
@@ -60,7 +70,7 @@ impl Flight {
 impl Engine {
     /// Submits the step after the one under way, if it can be known.
     pub(super) fn submit_next(&mut self) -> bool {
-        if !self.flight.enabled || self.command_comes() {
+        if !self.flight.enabled || self.command_comes() || self.flight.is_expecting() {
             return false;
         }
         let next = &mut self.flight.next;

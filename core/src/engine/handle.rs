@@ -66,6 +66,18 @@ struct Shared {
     vocab_size: usize,
     adapter_pool: usize,
     paused: Arc<AtomicBool>,
+    /// Replacements that are about to come.
+    expected: Arc<AtomicUsize>,
+}
+
+/// A replacement that is about to come, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Expected(Arc<AtomicUsize>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One of the places that [`SchedulerConfig`] allows; given back on drop.
@@ -89,6 +101,7 @@ impl EngineHandle {
         let max_open = options.scheduler.max_waiting + options.scheduler.max_num_seqs;
         let (max_model_len, vocab_size) = (options.max_model_len, options.vocab_size);
         let paused = Arc::<AtomicBool>::default();
+        let expected = Arc::<AtomicUsize>::default();
         // A device that adapters are copied to computes beside the engine.
         let ahead = options.scheduler.run_ahead.unwrap_or(runner.copies_adapters());
         let pool = AdapterPool::new(options.adapter_pool).with_copies(runner.copies_adapters());
@@ -104,7 +117,7 @@ impl EngineHandle {
             end_tokens: options.end_tokens,
             seed: options.seed,
             plan: StepPlan::default(),
-            flight: Flight::new(ahead),
+            flight: Flight::new(ahead, expected.clone()),
             held: None,
             results: Default::default(),
             arrived: Vec::new(),
@@ -127,6 +140,7 @@ impl EngineHandle {
                 vocab_size,
                 adapter_pool: options.adapter_pool,
                 paused,
+                expected,
             }),
         })
     }
@@ -194,6 +208,12 @@ impl EngineHandle {
     /// Forgets cached prefixes that nobody uses. True when none remains.
     pub async fn reset_prefix_cache(&self) -> Result<bool> {
         self.ask(Command::ResetPrefixCache).await
+    }
+
+    /// Says that a call of [`EngineHandle::replace`] is a few milliseconds away: it is not to wait for a step that ran ahead.
+    pub(crate) fn expect_replacement(&self) -> Expected {
+        self.shared.expected.fetch_add(1, Ordering::Relaxed);
+        Expected(self.shared.expected.clone())
     }
 
     /// A name points to `new` from here on. Ends at a step boundary; sequences under way finish on what they have,

@@ -99,9 +99,16 @@ impl AdapterManager {
         let old = entry.and_then(|entry| entry.current());
         let (builder, path, content) =
             (self.builder.clone(), ask.request.path.clone(), ask.content.clone());
+        // A journal's file is written meanwhile, which may take long.
+        let is_next = old.is_some() && self.journal.get().is_none();
+        let replaces = self.engine.clone().filter(|_| is_next);
         let started = Instant::now();
-        let Built { peft, packed, read, pack } =
-            self.loader.run(move || builder.build(&path, &content)).await?;
+        let build = move || {
+            let mut expected = None;
+            let read_all = || expected = replaces.map(|engine| engine.expect_replacement());
+            Ok((builder.build(&path, &content, read_all)?, expected))
+        };
+        let (Built { peft, packed, read, pack }, _expected) = self.loader.run(build).await?;
         let waited = started.elapsed().saturating_sub(read + pack) + (started - arrived);
         if let Some(engine) = &self.engine {
             engine.check_room(&name, packed.bytes.len())?;

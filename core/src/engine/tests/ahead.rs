@@ -32,6 +32,26 @@ fn steps_are_submitted_ahead_and_give_the_same_tokens() {
 }
 
 #[test]
+fn no_step_runs_ahead_while_a_replacement_is_about_to_come() {
+    let runner = Counting { pace: Duration::from_millis(2), ..Counting::default() };
+    let count = runner.ahead.clone();
+    let engine = engine_of(runner, |options| options.scheduler.run_ahead = Some(true));
+    let expected = engine.expect_replacement();
+    wait(engine.submit(request(20, 40)).unwrap().collect()).unwrap();
+    assert_eq!(count.load(Ordering::Relaxed), 0);
+    drop(expected);
+    let mut stream = engine.submit(request(100, 60)).unwrap();
+    while count.load(Ordering::Relaxed) < 20 {
+        wait(stream.next()).unwrap().unwrap();
+    }
+    // From the next step on, whatever is under way.
+    let _expected = engine.expect_replacement();
+    let before = count.load(Ordering::Relaxed);
+    wait(stream.collect()).unwrap();
+    assert!(count.load(Ordering::Relaxed) <= before + 1, "{before} and {count:?}");
+}
+
+#[test]
 fn what_ran_ahead_of_a_stop_is_thrown_away() {
     // Two sequences run at once, over blocks for three: others take the places of those that have stopped.
     let (engine, count) = ahead(|options| options.blocks = BlockManager::new(16, 4, true));
