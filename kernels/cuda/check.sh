@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every kernel for every architecture, without a GPU and without a CUDA toolkit, and runs those that multiply with B and
-# attention of single rows on the CPU, where there is a C++ compiler. Fetches NVRTC once.
+# Compiles every kernel for every architecture, without a GPU and without a CUDA toolkit, and runs those that multiply with B,
+# attention of single rows and products of few on the CPU, where there is a C++ compiler. Fetches NVRTC once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=13.4.92
@@ -22,7 +22,7 @@ fi
 # Some systems spread addresses further than the sanitizer's own memory allows.
 run=(env ASAN_OPTIONS=detect_leaks=0)
 if setarch "$(uname -m)" -R true 2>/dev/null; then run+=(setarch "$(uname -m)" -R); fi
-for name in readers attention; do
+for name in readers attention product; do
     binary=${CARGO_TARGET_DIR:-target}/emulated-$name
     c++ -std=c++20 -O1 -g -Wall -Wno-unknown-pragmas -Wno-unused-function -fsanitize=address,undefined -fno-sanitize-recover=all \
         -o "$binary" "kernels/tests/emulated/$name.cpp"

@@ -1,14 +1,13 @@
 // y = x Wᵀ for few rows: W streams once from memory to the tensor cores.
 //
-// A block has 128 outputs and a share of K; the blocks of a cluster have the other shares and add up through each other's
+// A block has so many outputs and a share of K; the blocks of a cluster have the other shares and add up through each other's
 // shared memory. Its stages are a ring of copies of W and x. W lay there before the step, so its copies begin while the
 // kernels before still run.
-// Grid: outputs / 128, times the cluster's blocks.
+// Grid: outputs / OUTPUTS, times the cluster's blocks.
 
-#define OUTPUTS 128
-#define CHUNK 128            // of K a stage: 256 bytes of a row are near each other in memory
-#define PITCH (OUTPUTS + 4)  // of a row of sums: no two lanes of a store share a bank
-#define PRODUCT_THREADS 256
+#define WARPS 8
+#define PRODUCT_THREADS (WARPS * 32)
+#define STAGES 3
 #define MOST_SHARES 4
 
 struct ProductArgs {
@@ -23,14 +22,19 @@ struct ProductArgs {
     u32 unused;
 };
 
-template <u32 ROWS, u32 STAGES>
+// `CHUNK`: of K a stage. 256 or 512 bytes of a row are near each other in memory.
+template <u32 ROWS, u32 OUTPUTS, u32 CHUNK>
 struct Product {
     struct Stage {
         u16 w[OUTPUTS * CHUNK];
         u16 x[ROWS * CHUNK];
     };
-    static constexpr u32 N = ROWS / 8;
+    static constexpr u32 ACROSS = OUTPUTS % 32 == 0 ? OUTPUTS / 32 : 1;  // warps that have outputs of their own
+    static constexpr u32 PARTS = WARPS / ACROSS;                         // of a chunk's K, for the others
+    static constexpr u32 M = OUTPUTS / ACROSS / 16;                      // of sixteen outputs of a warp
+    static constexpr u32 N = ROWS / 8;                                   // of eight rows
     static constexpr u32 EIGHTS = CHUNK / 8;
+    static constexpr u32 PITCH = OUTPUTS + 4;  // of a row of sums: no two lanes of a store share a bank
 
     const ProductArgs& args;
     Stage* const ring;
@@ -38,7 +42,7 @@ struct Product {
     const u32 share;
     const u32 first_k;
     u32 chunks;
-    float acc[2][N][4] = {};
+    float acc[M][N][4] = {};
 
     DEVICE Product(const ProductArgs& args, u8* shared)
         : args(args), ring((Stage*)shared), first(blockIdx.x / args.shares * OUTPUTS), share(blockIdx.x % args.shares),
@@ -88,12 +92,12 @@ struct Product {
     }
 
     DEVICE void multiply_chunk(const Stage& stage) {
-        const u32 warp = threadIdx.x / 32;
+        const u32 warp = threadIdx.x / 32, first = warp / ACROSS * (EIGHTS / PARTS);
 #pragma unroll
-        for (u32 k = 0; k < EIGHTS / 2; k += 4) multiply_32(stage, warp % 4 * 32, warp / 4 * (EIGHTS / 2) + k);
+        for (u32 k = 0; k < EIGHTS / PARTS; k += 4) multiply_32(stage, warp % ACROSS * M * 16, first + k);
     }
 
-    // 32 outputs from `m` on, K from 8 `k` on.
+    // The outputs from `m` on, 32 of K from 8 `k` on.
     DEVICE void multiply_32(const Stage& stage, u32 m, u32 k) {
         const u32 lane = threadIdx.x % 32;
         // For each sixteen of K a pair of registers for each eight rows.
@@ -116,7 +120,7 @@ struct Product {
 #pragma unroll
         for (u32 step = 0; step < 2; step++)
 #pragma unroll
-            for (u32 i = 0; i < 2; i++) {
+            for (u32 i = 0; i < M; i++) {
                 u32 a[4];
                 ldmatrix(a, stage.w + place(m + i * 16 + lane % 16, k + step * 2 + lane / 16));
 #pragma unroll
@@ -131,7 +135,7 @@ struct Product {
             copy_wait<STAGES - 2>();
             __syncthreads();
             // Not sooner: blocks of the next product would lie where those of this one leave room, and so unevenly.
-            if (stage == chunks / 2) let_dependents_start();
+            if (stage == (ROWS == 8 ? chunks * 3 / 4 : chunks / 2)) let_dependents_start();
             const u32 next = stage + STAGES - 1;
             if (next < chunks) copy_w(next), copy_x(next);
             copy_commit();
@@ -144,51 +148,46 @@ struct Product {
 
     // Adds up what the warps and the cluster's blocks have, and stores it.
     DEVICE void finish(float* sums) {
-        const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-        const u32 m = warp % 4 * 32 + g;
-        if (warp >= 4) put(sums, m, q);
+        constexpr u32 FOURS = OUTPUTS / 4;
+        put(sums);
         __syncthreads();
-        if (warp < 4) {
+        for (u32 at = threadIdx.x; at < args.rows * FOURS; at += PRODUCT_THREADS) {
+            float* to = sums + at / FOURS * PITCH + at % FOURS * 4;
+            float4 sum = *(float4*)to;
 #pragma unroll
-            for (u32 i = 0; i < 2; i++)
-#pragma unroll
-                for (u32 n = 0; n < N; n++)
-#pragma unroll
-                    for (u32 e = 0; e < 4; e++) acc[i][n][e] += sums[place_of(m, q, i, n, e)];
-            put(sums, m, q);
+            for (u32 part = 1; part < PARTS; part++) sum = add(sum, *(float4*)(to + part * ROWS * PITCH));
+            *(float4*)to = sum;
         }
         sync_cluster();
-        const u32 width = OUTPUTS / args.shares, fours = width / 4;
-        for (u32 at = threadIdx.x; at < args.rows * fours; at += PRODUCT_THREADS) {
-            const u32 row = at / fours, column = share * width + at % fours * 4;
+        const u32 own = FOURS / args.shares;
+        for (u32 at = threadIdx.x; at < args.rows * own; at += PRODUCT_THREADS) {
+            const u32 row = at / own, column = (share * own + at % own) * 4;
             // All loads are under way before the first sum.
-            float4 parts[MOST_SHARES];
+            float4 parts[MOST_SHARES], sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
             for (u32 peer = 0; peer < MOST_SHARES; peer++)
                 parts[peer] = load_of_peer(sums + row * PITCH + column, peer < args.shares ? peer : share);
-            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-            for (u32 peer = 0; peer < MOST_SHARES; peer++) {
-                const float4 part = parts[peer];
-                if (peer < args.shares) sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
-            }
+            for (u32 peer = 0; peer < MOST_SHARES; peer++)
+                if (peer < args.shares) sum = add(sum, parts[peer]);
             store(row, first + column, sum);
         }
         // Nobody leaves while another reads its sums.
         if (args.shares > 1) sync_cluster();
     }
 
-    DEVICE static u32 place_of(u32 m, u32 q, u32 i, u32 n, u32 e) {
-        return (n * 8 + 2 * q + e % 2) * PITCH + m + i * 16 + e / 2 * 8;
-    }
+    DEVICE static float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-    DEVICE void put(float* sums, u32 m, u32 q) const {
+    // A warp's sums, in the place of its part of K.
+    DEVICE void put(float* sums) const {
+        const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        float* to = sums + (warp / ACROSS * ROWS + 2 * q) * PITCH + warp % ACROSS * M * 16 + g;
 #pragma unroll
-        for (u32 i = 0; i < 2; i++)
+        for (u32 i = 0; i < M; i++)
 #pragma unroll
             for (u32 n = 0; n < N; n++)
 #pragma unroll
-                for (u32 e = 0; e < 4; e++) sums[place_of(m, q, i, n, e)] = acc[i][n][e];
+                for (u32 e = 0; e < 4; e++) to[(n * 8 + e % 2) * PITCH + i * 16 + e / 2 * 8] = acc[i][n][e];
     }
 
     DEVICE void store(u32 row, u32 column, float4 sum) const {
@@ -211,12 +210,19 @@ struct Product {
     }
 };
 
-template <u32 ROWS, u32 STAGES>
+template <u32 ROWS, u32 OUTPUTS, u32 CHUNK>
 DEVICE void product(const ProductArgs& args) {
     DYNAMIC_SHARED(shared);
-    Product<ROWS, STAGES>(args, shared).run();
+    Product<ROWS, OUTPUTS, CHUNK>(args, shared).run();
 }
 
-// As many stages as leave room for two blocks on a multiprocessor.
-KERNEL(PRODUCT_THREADS, 2) product8(const ProductArgs args) { product<8, 3>(args); }
-KERNEL(PRODUCT_THREADS, 2) product16(const ProductArgs args) { product<16, 3>(args); }
+// Rows and outputs: two blocks on a multiprocessor,
+KERNEL(PRODUCT_THREADS, 2) product8_128(const ProductArgs args) { product<8, 128, 128>(args); }
+KERNEL(PRODUCT_THREADS, 2) product16_128(const ProductArgs args) { product<16, 128, 128>(args); }
+// or one.
+KERNEL(PRODUCT_THREADS, 1) product8_64(const ProductArgs args) { product<8, 64, 256>(args); }
+KERNEL(PRODUCT_THREADS, 1) product16_64(const ProductArgs args) { product<16, 64, 256>(args); }
+KERNEL(PRODUCT_THREADS, 1) product32_64(const ProductArgs args) { product<32, 64, 256>(args); }
+KERNEL(PRODUCT_THREADS, 1) product8_80(const ProductArgs args) { product<8, 80, 256>(args); }
+KERNEL(PRODUCT_THREADS, 1) product16_80(const ProductArgs args) { product<16, 80, 256>(args); }
+KERNEL(PRODUCT_THREADS, 1) product32_80(const ProductArgs args) { product<32, 80, 256>(args); }

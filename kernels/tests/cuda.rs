@@ -87,6 +87,8 @@ fn wide_cases() -> Vec<Case> {
     let shared = Shape { heads: 4, head_dim: 128, hidden: 264, ffn: 392, ..shape };
     let shared = Shape { bias: true, qk_norm: true, ..shared };
     let pieces = Shape { hidden: 1104, ..shared };
+    // As many outputs as a multiprocessor each has a share of.
+    let spread = Shape { hidden: 4104, heads: 2, kv_heads: 1, ffn: 520, bias: false, ..shared };
     // Steps with and without adapters that are replayed in turns.
     let turns = vec![life(0, 2, 2, 6), life(0, 2, 2, 40), life(0, 2, 2, 6), life(14, 2, 2, 8)];
     let odd = Shape { heads: 3, kv_heads: 3, head_dim: 18, hidden: 52, ffn: 90, ..shape };
@@ -105,6 +107,14 @@ fn wide_cases() -> Vec<Case> {
         Case { shape: shared, ..base("a chunk of 700 rows, heads of 128") },
         Case { shape: shared, lives: vec![life(0, 1100, 1100, 1); 2], ..base("2,200 rows") },
         Case { shape: pieces, lives: vec![life(0, 2, 2, 2); 100], ..base("a hundred decodes") },
+        Case { shape: spread, lives: vec![life(0, 2, 2, 2); 30], ..base("thirty wide rows") },
+        Case { shape: spread, lives: vec![life(0, 2, 2, 2); 5], ..base("five wide rows") },
+        Case {
+            shape: spread,
+            adapters: vec![[16; 7]; 12],
+            lives: vec![life(0, 2, 2, 2); 14],
+            ..base("wide rows of many adapters")
+        },
         Case { shape: pieces, lives: turns, ..base("replays with and without adapters") },
         Case {
             adapters: vec![[16; 7]; 28],

@@ -11,7 +11,7 @@ use cudarc::nvrtc::Ptx;
 use super::compile::compile_all;
 use super::error::Context as _;
 use super::probe::Probe;
-use super::product::{PRODUCT_ROWS, fits, product_shared_bytes};
+use super::product::Variant;
 use crate::error::Result;
 
 /// Head sizes that attention is compiled for; others are padded up to the next.
@@ -39,8 +39,7 @@ pub(super) struct Kernels {
     pub(super) shrink16: CudaFunction,
     pub(super) shrink64: CudaFunction,
     pub(super) expand: CudaFunction,
-    /// In the order of [`PRODUCT_ROWS`].
-    pub(super) product: [CudaFunction; 2],
+    products: HashMap<Variant, CudaFunction>,
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
@@ -76,10 +75,11 @@ impl Kernels {
         };
         let prefill =
             |d: usize| large("prefill.cu", &format!("prefill{d}"), prefill_shared_bytes(d));
-        // Where it does not fit it is not launched.
-        let room = |rows| if fits(probe.capability) { product_shared_bytes(rows) } else { 0 };
-        let product = |rows: usize| large("product.cu", &format!("product{rows}"), room(rows));
-        let [few, most] = PRODUCT_ROWS;
+        let product = |variant: Variant| {
+            let shared = variant.shared_bytes(probe.capability);
+            Ok((variant, large("product.cu", &variant.name(), shared)?))
+        };
+        let products = Variant::all().map(product).collect::<Result<_>>()?;
         let decode = |d: usize| find("decode.cu", &format!("decode{d}"));
         let [small, medium, large] = HEAD_SIZES;
         Ok(Self {
@@ -105,7 +105,7 @@ impl Kernels {
             shrink16: find("shrink.cu", "shrink16")?,
             shrink64: find("shrink.cu", "shrink64")?,
             expand: find("expand.cu", "expand")?,
-            product: [product(few)?, product(most)?],
+            products,
             decode: [decode(small)?, decode(medium)?, decode(large)?],
             prefill: [prefill(small)?, prefill(medium)?, prefill(large)?],
             gather: find("sample.cu", "gather")?,
@@ -114,6 +114,10 @@ impl Kernels {
             top: find("draw.cu", "top")?,
             random_fill: find("random.cu", "random_fill")?,
         })
+    }
+
+    pub(super) fn product(&self, variant: Variant) -> &CudaFunction {
+        &self.products[&variant]
     }
 }
 

@@ -142,10 +142,9 @@ impl CudaBackend {
     ) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe {
-            if self.has_few(product.rows) {
-                self.few_rows(product, operands)
-            } else {
-                self.gemm.run(product, operands)
+            match self.cut(product.rows, product.outputs) {
+                Some(cut) => self.few_rows(cut, product, operands),
+                None => self.gemm.run(product, operands),
             }
         }
     }

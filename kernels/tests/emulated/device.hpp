@@ -42,6 +42,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define KERNEL(threads, blocks) void
 // Blocks run one after the other, so one copy serves them all.
 #define __shared__ static
+#define DYNAMIC_SHARED(name) alignas(128) static u8 name[1 << 18]
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct Index {
@@ -195,6 +196,10 @@ inline void ldmatrix(u32 (&r)[4], const void* row) {
         return 0;
     });
 }
+
+// A cluster has one block.
+inline void sync_cluster() { __syncthreads(); }
+inline float4 load_of_peer(const float* shared, u32) { return *(const float4*)shared; }
 
 inline u32 transpose8(u32 x) {
     return exchange(x, [](auto of_lane) {
