@@ -216,7 +216,7 @@ DEVICE void product(const ProductArgs& args) {
     Product<ROWS, OUTPUTS, CHUNK>(args, shared).run();
 }
 
-// Rows and outputs: two blocks on a multiprocessor,
+// Rows and outputs: with two blocks on a multiprocessor,
 KERNEL(PRODUCT_THREADS, 2) product8_128(const ProductArgs args) { product<8, 128, 128>(args); }
 KERNEL(PRODUCT_THREADS, 2) product16_128(const ProductArgs args) { product<16, 128, 128>(args); }
 // or one.

@@ -25,11 +25,10 @@ use plan::{Plan, WORKSPACE};
 
 /// Bytes of the smallest weight for which that is worth it.
 const LEAST_TIMED: usize = 8 << 20;
-/// How many are timed beside that of a product that is alike, and how often each.
-const FEW_CANDIDATES: usize = 4;
-const ROUNDS: usize = 5;
-/// What takes longer than this times the fastest so far is timed no more.
-const MOST_BEHIND: f32 = 1.15;
+/// How often each is timed. What takes longer than [`MOST_BEHIND`] times the fastest so far is timed no more, so that most of
+/// the time goes to those that differ little.
+const ROUNDS: usize = 12;
+const MOST_BEHIND: f32 = 1.06;
 /// Bytes of weights that are read in a round, so that they come from memory as they do in a step: more than a cache holds.
 const READ: usize = 256 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
@@ -113,7 +112,6 @@ impl Gemm {
         }
         let alike = Product { outputs: product.alike, ..product };
         if let Some(alike) = self.plans.get(&self.key(alike)) {
-            algorithms.truncate(FEW_CANDIDATES);
             algorithms.push(alike.algorithm);
         }
         let others = if bytes < READ { READ / bytes } else { 0 };
