@@ -16,7 +16,7 @@ VLLM = {
     (256, 0): 23858, (256, 1): 18022, (256, 8): 20317, (256, 32): 15486, (256, 64): 11640,
 }  # fmt: skip
 COLOURS = {0: "#444444", 1: "#0072b2", 8: "#009e73", 32: "#e69f00", 64: "#cc79a7"}
-BAR, GAP, LEFT, TOP, HEIGHT, MOST = 34, 30, 60, 90, 320, 2.0
+BAR, GAP, LEFT, TOP, HEIGHT, MOST = 34, 30, 60, 90, 320, 2.1
 
 
 def text(x, y, words, size=13, anchor="middle"):
