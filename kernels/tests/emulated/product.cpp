@@ -40,10 +40,9 @@ int main() {
                               {16, 64, product16_64}, {32, 64, product32_64},   {8, 80, product8_80},
                               {16, 80, product16_80}, {32, 80, product32_80}};
     for (const Kernel& kernel : kernels)
-        for (const Shape shape : {Shape{8, 8}, {1000, 120}, {1288, 168}})
-            for (bool wide : {false, true}) {
-                product_agrees(kernel, kernel.rows, shape, wide);
-                product_agrees(kernel, kernel.rows / 2 + 1, shape, wide);
-            }
+        for (const Shape shape : {Shape{8, 8}, {1000, 120}, {776, 168}}) {
+            product_agrees(kernel, kernel.rows, shape, false);
+            product_agrees(kernel, kernel.rows / 2 + 1, shape, true);
+        }
     printf("%ld values, the worst off by %.4f\n", values, worst);
 }
