@@ -14,14 +14,16 @@
 //! What this module must never do: I/O, read a clock, touch a device.
 
 mod adapter_pool;
+mod admission;
 mod ahead;
 mod plan;
 mod sequence;
+mod sequences;
+mod successors;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -32,6 +34,7 @@ use crate::kv_cache::{BlockManager, BlockTable};
 pub use adapter_pool::{AdapterPool, PoolStats};
 pub use plan::{Chunk, Slot, StepPlan};
 pub use sequence::{Ending, SeqId, Sequence};
+pub use sequences::Sequences;
 
 /// What part of the longest wait for room a request sits still for.
 const PATIENCE: u32 = 4;
@@ -61,51 +64,6 @@ pub struct Scheduler {
     /// Nobody who waits can come in before somebody ends or gives way, a copy arrives or another sequence comes: the step after
     /// is known.
     closed: bool,
-}
-
-/// Sequences by [`Slot`].
-#[derive(Debug, Default)]
-pub struct Sequences {
-    entries: Vec<Option<Sequence>>,
-    vacant: Vec<Slot>,
-}
-
-impl Sequences {
-    /// The sequence at `slot`, which is occupied.
-    pub fn get(&self, slot: Slot) -> &Sequence {
-        self.entries[slot.0].as_ref().expect("a slot is occupied until its sequence ends")
-    }
-
-    /// The sequence at `slot`, unless it has ended.
-    pub fn find(&self, slot: Slot) -> Option<&Sequence> {
-        self.entries[slot.0].as_ref()
-    }
-
-    fn find_mut(&mut self, slot: Slot) -> Option<&mut Sequence> {
-        self.entries[slot.0].as_mut()
-    }
-
-    fn get_mut(&mut self, slot: Slot) -> &mut Sequence {
-        self.entries[slot.0].as_mut().expect("a slot is occupied until its sequence ends")
-    }
-
-    fn insert(&mut self, sequence: Sequence) -> Slot {
-        match self.vacant.pop() {
-            Some(slot) => {
-                self.entries[slot.0] = Some(sequence);
-                slot
-            }
-            None => {
-                self.entries.push(Some(sequence));
-                Slot(self.entries.len() - 1)
-            }
-        }
-    }
-
-    fn remove(&mut self, slot: Slot) -> Sequence {
-        self.vacant.push(slot);
-        self.entries[slot.0].take().expect("a slot is occupied until its sequence ends")
-    }
 }
 
 impl Scheduler {
@@ -157,27 +115,6 @@ impl Scheduler {
         let is_named = |sequence: &Sequence| sequence.names.iter().any(|name| names.contains(name));
         let all = self.slots.values().map(|&slot| self.sequences.get(slot));
         all.filter(|sequence| is_named(sequence)).map(|sequence| sequence.id).collect()
-    }
-
-    /// `new` succeeds the earlier generations of its name for the sequences that follow: those that wait take it now,
-    /// those that run at the next step that has room for it.
-    pub fn flip(&mut self, new: &Arc<Adapter>) {
-        self.newest.retain(|_, adapter| adapter.strong_count() > 0);
-        self.newest.insert(new.name().to_owned(), Arc::downgrade(new));
-        self.take_waiting(new);
-        self.flips.retain(|older| older.name() != new.name());
-        if self.running.iter().any(|&slot| self.sequences.get(slot).follows(new)) {
-            self.flips.push(new.clone());
-        }
-    }
-
-    fn take_waiting(&mut self, new: &Arc<Adapter>) {
-        for &slot in self.waiting.values() {
-            let sequence = self.sequences.get_mut(slot);
-            if sequence.follows(new) {
-                sequence.take(new.clone());
-            }
-        }
     }
 
     /// Takes out the sequences that have waited for room for their adapter longer than they should. The wait begins when
@@ -325,162 +262,6 @@ impl Scheduler {
                 *budget -= rows;
             }
         }
-    }
-
-    /// Running sequences that follow take their adapter's successor, if it has room once they have given theirs back.
-    fn take_successors(&mut self, plan: &mut StepPlan) {
-        let mut flips = std::mem::take(&mut self.flips);
-        flips.retain(|new| {
-            // A follower may have given its blocks back since.
-            self.take_waiting(new);
-            let sequences = &self.sequences;
-            let followers = self.running.iter().filter(|&&slot| sequences.get(slot).follows(new));
-            let followers: Vec<Slot> = followers.copied().collect();
-            // Tokens go on with the older one while the new one is copied, if there is room for both.
-            if !followers.is_empty()
-                && self.pool.can_lease(new)
-                && !self.pool.prepare(new, &mut plan.evicted, &mut plan.copies)
-            {
-                return true;
-            }
-            for &slot in &followers {
-                self.end_lease(slot);
-            }
-            let fits = self.pool.can_lease(new);
-            for &slot in &followers {
-                let sequence = self.sequences.get_mut(slot);
-                if fits {
-                    sequence.take(new.clone());
-                }
-                let adapter = sequence.adapter.as_ref().expect("a follower has an adapter");
-                self.pool.lease(adapter, &mut plan.evicted);
-            }
-            plan.flipped |= fits && !followers.is_empty();
-            !fits && !followers.is_empty()
-        });
-        self.flips = flips;
-    }
-
-    fn end_lease(&mut self, slot: Slot) {
-        if let Some(generation) = self.sequences.get(slot).generation() {
-            self.pool.release(generation);
-        }
-    }
-
-    /// Whether a waiting sequence may have its adapter on the device now.
-    fn may_lease(&mut self, slot: Slot, plan: &mut StepPlan) -> bool {
-        let patience = self.config.max_num_seqs;
-        let sequence = self.sequences.get_mut(slot);
-        let Some(adapter) = &sequence.adapter else { return true };
-        // While somebody's room is being made, nobody else's adapter takes it.
-        let generation = adapter.generation;
-        let drains = self.victims.contains(&generation)
-            && (!sequence.impatient || self.pool.had_its_share(generation, patience));
-        let reserved = !self.victims.is_empty() && (drains || !self.pool.holds(generation));
-        if !reserved && self.pool.can_lease(adapter) {
-            return self.pool.prepare(adapter, &mut plan.evicted, &mut plan.copies);
-        }
-        let impatient = sequence.impatient;
-        if self.victims.is_empty() && (impatient || sequence.overtaken >= patience) {
-            self.pool.victims(adapter.bytes(), (patience, impatient), &mut self.victims);
-        }
-        self.deferred.push(slot);
-        false
-    }
-
-    fn admit(&mut self, plan: &mut StepPlan, budget: &mut usize, blocks: &mut BlockManager) {
-        self.deferred.clear();
-        self.victims.clear();
-        let mut last = Bound::Unbounded;
-        // Whether somebody waits for a prefix that others compute.
-        let mut soon = false;
-        loop {
-            if self.running.len() >= self.config.max_num_seqs {
-                self.closed = true;
-                break;
-            }
-            let mut rest = self.waiting.range((last, Bound::Unbounded));
-            let Some((&rank, &slot)) = rest.next() else {
-                self.closed = !soon;
-                break;
-            };
-            if *budget == 0 {
-                break;
-            }
-            last = Bound::Excluded(rank);
-            if blocks.is_caching() && self.is_being_computed(slot, blocks.block_size()) {
-                soon = true;
-                continue;
-            }
-            if !self.may_lease(slot, plan) {
-                continue;
-            }
-            let sequence = self.sequences.get_mut(slot);
-            // Prompt log-probabilities need every row computed.
-            if sequence.prompt_logprobs.is_none() {
-                let (key, tokens) = (sequence.key, &sequence.tokens);
-                sequence.computed = blocks.take_prefix(key, tokens, &mut sequence.table);
-            }
-            let rows = sequence.pending().min(*budget).min(self.config.most_of_a_prompt);
-            let fits = blocks.missing(&sequence.table, sequence.computed + rows)
-                <= blocks.available().saturating_sub(self.reserve(blocks));
-            let sequence = self.sequences.get_mut(slot);
-            if !fits || !blocks.grow(&mut sequence.table, sequence.computed + rows) {
-                sequence.computed = 0;
-                blocks.release(std::mem::take(&mut sequence.table));
-                self.closed = !soon;
-                break;
-            }
-            (sequence.deferred_since, sequence.impatient) = (None, false);
-            if let Some(adapter) = &sequence.adapter {
-                self.pool.lease(adapter, &mut plan.evicted);
-            }
-            // Those who come along with an adapter that somebody waited for do not count.
-            let generation = sequence.generation();
-            let all = self.config.max_num_seqs;
-            if generation.is_some_and(|generation| self.pool.had_its_share(generation, all)) {
-                for &passed in &self.deferred {
-                    self.sequences.get_mut(passed).overtaken += 1;
-                }
-            }
-            let sequence = self.sequences.get_mut(slot);
-            if sequence.preemptions == 0 {
-                sequence.cached_tokens = sequence.computed;
-                blocks.count_lookup(sequence.prompt_len, sequence.computed);
-            }
-            plan.chunks.push(chunk(slot, sequence, rows));
-            plan.admitted.push(slot);
-            *budget -= rows;
-            self.waiting.remove(&rank);
-            let sequences = &self.sequences;
-            let place = self.running.partition_point(|&other| {
-                let other = sequences.get(other);
-                (other.priority, other.id) < rank
-            });
-            self.running.insert(place, slot);
-        }
-    }
-
-    /// Whether a running sequence computes a block now that a waiting one starts with: a step later that one finds it
-    /// cached. So the choices of a request, and a trainer's samples of one prompt, read the prompt once.
-    fn is_being_computed(&self, slot: Slot, block_size: usize) -> bool {
-        let sequence = self.sequences.get(slot);
-        if sequence.prompt_logprobs.is_some() {
-            return false;
-        }
-        self.running.iter().map(|&slot| self.sequences.get(slot)).any(|other| {
-            let shared = (other.computed / block_size + 1) * block_size;
-            other.pending() > 1
-                && other.key == sequence.key
-                && shared <= other.tokens.len()
-                && shared < sequence.tokens.len()
-                && other.tokens[..shared] == sequence.tokens[..shared]
-        })
-    }
-
-    /// Blocks that stay free at an admission while others run, so that their next tokens do not evict the newcomer.
-    fn reserve(&self, blocks: &BlockManager) -> usize {
-        if self.running.is_empty() { 0 } else { self.running.len().min(blocks.total() / 50) }
     }
 
     fn preempt_last(&mut self, plan: &mut StepPlan, blocks: &mut BlockManager) {

@@ -11,7 +11,7 @@ use loraplex_core::Llm;
 use loraplex_server::control::paths::PathPolicy;
 use serde_json::{Value, json};
 
-use crate::{Answer, app, app_with, demo, load, post_request, send};
+use crate::{Answer, app, app_with, bare, call, demo, load, post_request, send};
 
 /// A server of its own: these tests change what is registered.
 fn engine() -> Llm {
@@ -20,15 +20,6 @@ fn engine() -> Llm {
 
 fn folder(name: &str) -> String {
     demo("adapters").join(name).display().to_string()
-}
-
-async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
-    send(app(llm, &[], &[]), post_request(path, &body)).await
-}
-
-async fn bare(llm: &Llm, method: &str, path: &str) -> Answer {
-    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
-    send(app(llm, &[], &[]), request).await
 }
 
 fn error(answer: &Answer, status: u16) -> (String, String) {

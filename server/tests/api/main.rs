@@ -9,6 +9,7 @@ mod connections;
 mod control;
 mod errors;
 mod models;
+mod sglang;
 mod sleep;
 mod trainers;
 
@@ -72,6 +73,17 @@ fn load(change: impl FnOnce(&mut EngineConfig)) -> Llm {
         llm.adapters().load_blocking(LoraRequest::new(name, folder)).unwrap();
     }
     llm
+}
+
+/// What a server without keys answers to a POST.
+async fn call(llm: &Llm, path: &str, body: Value) -> Answer {
+    send(app(llm, &[], &[]), post_request(path, &body)).await
+}
+
+/// The same to a request without a body.
+async fn bare(llm: &Llm, method: &str, path: &str) -> Answer {
+    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+    send(app(llm, &[], &[]), request).await
 }
 
 fn app(llm: &Llm, user: &[&str], admin: &[&str]) -> Router {
