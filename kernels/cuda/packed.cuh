@@ -1,4 +1,4 @@
-// B of a step's adapters as tensor cores take it, where they are few: `stack.cu` lays it out when an adapter comes to its slot.
+// B of a step's adapters as tensor cores take it, where rows share them: `stack.cu` lays it out when an adapter comes to its slot.
 //
 // A slot has sixteen ranks of each part, zeros where the adapter has none. For each 32 columns of a part and each half j of
 // those lie, lane after lane, eight elements: of columns 4 g + 2 j and the next, ranks 4 q .. 4 q + 3 (g = lane / 4,

@@ -216,10 +216,10 @@ DEVICE void product(const ProductArgs& args) {
     Product<ROWS, OUTPUTS, CHUNK>(args, shared).run();
 }
 
-// Rows and outputs: with two blocks on a multiprocessor,
+// By rows and outputs. Two blocks of these share a multiprocessor,
 KERNEL(PRODUCT_THREADS, 2) product8_128(const ProductArgs args) { product<8, 128, 128>(args); }
 KERNEL(PRODUCT_THREADS, 2) product16_128(const ProductArgs args) { product<16, 128, 128>(args); }
-// or one.
+// and a block of these has one for itself.
 KERNEL(PRODUCT_THREADS, 1) product8_64(const ProductArgs args) { product<8, 64, 256>(args); }
 KERNEL(PRODUCT_THREADS, 1) product16_64(const ProductArgs args) { product<16, 64, 256>(args); }
 KERNEL(PRODUCT_THREADS, 1) product32_64(const ProductArgs args) { product<32, 64, 256>(args); }

@@ -88,6 +88,7 @@ DEVICE void copy_async(void* shared, const void* global, bool valid) {
 // All threads of a cluster, or of a block where the device knows none, have come here, and see what the others stored.
 DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __syncthreads();

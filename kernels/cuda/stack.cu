@@ -15,8 +15,6 @@ struct StackArgs {
     const StackPlace* places;  // one a site
     u32 slot;
     u32 slots;
-    u32 packed;  // how many slots there are with B
-    u32 unused;
 };
 
 // Sixteen ranks of each part a slot: slot after slot, part after part.
@@ -64,6 +62,5 @@ KERNEL(256, 1) stack(const StackArgs args) {
     if (!place.lanes) return;
     const u32 first = blockIdx.y * 256 + threadIdx.x, step = gridDim.y * 256;
     stack_a(args, site, place, first, step);
-    for (u32 n = 0; n < args.slots && args.slot + n < args.packed; n++)
-        pack_b(site, place, args.slot + n, n * LORA_LANES, first, step);
+    for (u32 n = 0; n < args.slots; n++) pack_b(site, place, args.slot + n, n * LORA_LANES, first, step);
 }

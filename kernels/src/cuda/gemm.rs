@@ -1,7 +1,7 @@
 //! Products with base weights, by cuBLASLt.
 //!
 //! Choosing an algorithm takes cuBLASLt longer than a small product, so each shape is chosen for once and kept. Of those that it
-//! names for a decode step the first is often not the fastest (up to a tenth slower at 64 rows of Llama-3.1-8B), so a few are
+//! names for a decode step the first is often not the fastest (up to a tenth slower at 64 rows of Llama-3.1-8B), so they are
 //! timed before a step is recorded.
 
 mod plan;
@@ -25,10 +25,11 @@ use plan::{Plan, WORKSPACE};
 
 /// Bytes of the smallest weight for which that is worth it.
 const LEAST_TIMED: usize = 8 << 20;
-/// How often each is timed. What takes longer than [`MOST_BEHIND`] times the fastest so far is timed no more, so that most of
-/// the time goes to those that differ little.
+/// How often each is timed. What takes longer than so many times the fastest so far is timed no more, in the first rounds and
+/// later: so most of the time goes to those that differ little.
 const ROUNDS: usize = 12;
-const MOST_BEHIND: f32 = 1.06;
+const FIRST_ROUNDS: usize = 2;
+const MOST_BEHIND: [f32; 2] = [1.15, 1.06];
 /// Bytes of weights that are read in a round, so that they come from memory as they do in a step: more than a cache holds.
 const READ: usize = 256 << 20;
 /// Shapes kept. Prefill comes in many row counts; beyond this all are forgotten.
@@ -111,7 +112,9 @@ impl Gemm {
             return Ok(plan);
         }
         let alike = Product { outputs: product.alike, ..product };
-        if let Some(alike) = self.plans.get(&self.key(alike)) {
+        if let Some(alike) = self.plans.get(&self.key(alike))
+            && algorithms.iter().all(|known| known.data != alike.algorithm.data)
+        {
             algorithms.push(alike.algorithm);
         }
         let others = if bytes < READ { READ / bytes } else { 0 };
@@ -133,7 +136,10 @@ impl Gemm {
         algorithms.retain(|it| unsafe { self.queue(&plan, it, operands) }.is_ok());
         let mut timed: Vec<_> = algorithms.into_iter().map(|it| (f32::INFINITY, it)).collect();
         // In turns, since clocks drift.
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
+            if timed.len() == 1 {
+                break;
+            }
             let mut best = f32::INFINITY;
             for (least, algorithm) in &mut timed {
                 // SAFETY: the caller's promise.
@@ -141,7 +147,8 @@ impl Gemm {
                 *least = least.min(took);
                 best = best.min(*least);
             }
-            timed.retain(|(least, _)| *least <= best * MOST_BEHIND);
+            let most = MOST_BEHIND[usize::from(round >= FIRST_ROUNDS)];
+            timed.retain(|(least, _)| *least <= best * most);
         }
         if let Some((_, fastest)) = timed.iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
             plan.algorithm = *fastest;

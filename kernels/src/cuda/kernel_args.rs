@@ -34,8 +34,6 @@ pub(super) struct Stack {
     pub(super) places: u64,
     pub(super) slot: u32,
     pub(super) slots: u32,
-    pub(super) packed: u32,
-    pub(super) unused: u32,
 }
 
 /// `EmbedArgs`.
@@ -295,7 +293,7 @@ kernel_args! {
     Residual: 144,
     Qkv: 200,
     Gated: 128,
-    Stack: 32,
+    Stack: 24,
     Spread: 24,
     Shrink: 72,
     Product: 48,

@@ -13,11 +13,12 @@ const ALONE: [usize; 2] = [64, 80];
 /// Blocks that share K there. More of a cluster would leave some multiprocessors idle, since it needs neighbours: clusters of
 /// two find all 132 of an H200, those of four 120.
 const SHARES_ALONE: usize = 2;
-/// Shared memory that only one block finds on a multiprocessor, beside one of those that come in pairs. Without it the blocks
-/// that begin before the product before has ended lie two to a multiprocessor, where that one has left room, and the others
-/// have none.
+/// Shared memory that only one block finds on a multiprocessor. Without it the blocks that begin before the product before
+/// has ended lie two to a multiprocessor, where that one has left room, and the others have none. With no more than this there
+/// is room beside a block of those that come in pairs, of 8 rows; the other kernels have longer rings.
 const BYTES_ALONE: usize = 114 << 10;
-/// With more rows than these cuBLASLt makes products whose blocks would leave more than a quarter of the multiprocessors idle.
+/// With more rows than these cuBLASLt makes products whose blocks do not fit at once, or would leave more than a quarter of the
+/// multiprocessors idle.
 const MOST_OWN_ROWS: usize = 16;
 /// Outputs of a block where two share a multiprocessor.
 const PAIRED: usize = 128;

@@ -1,7 +1,7 @@
 //! Adapters whose A lies below the base weights, so that one product gives both: `[y, h] = x [W, A]ᵀ`.
 //!
 //! Every weight of a site has room behind its outputs for the lanes of a few adapters, cut into slots. A step whose adapters
-//! fit needs no shrink of its own; who was there in the step before lies there still. Where they are few the kernels that read
+//! fit needs no shrink of its own; who was there in the step before lies there still. Where rows share them the kernels that read
 //! y find their B laid out for tensor cores, too, at a place that does not depend on who they are.
 
 use std::ops::Range;
@@ -33,11 +33,9 @@ const PLACE_WORDS: usize = 10;
 const INPUTS: usize = 4;
 const LANES: usize = 5;
 const WIDTHS: usize = 6;
-/// Slots that have B laid out, at most, and what the laying out is made for; the bytes in front of the first slot
-/// (`packed.cuh`).
-pub(super) const PACKED_SLOTS: usize = 64;
+/// Columns that B's laying out is made for, and the bytes in front of the first slot (`packed.cuh`).
 pub(super) const PACKED_COLUMNS: usize = 32;
-const PACKED_SCALES: usize = PACKED_SLOTS * 4 * size_of::<f32>();
+const PACKED_SCALES: usize = MOST_SLOTS * 4 * size_of::<f32>();
 
 /// Slots of steps of more than [`MOST_SMALL`] rows.
 const MOST_OF_PROMPTS: usize = 32;
@@ -46,8 +44,8 @@ const MOST_OF_PROMPTS: usize = 32;
 /// that each read their own B it pays sooner. And of prompts all rows compute what the others' slots have of A.
 pub(super) fn is_worth_packing(slots: usize, rows: usize) -> bool {
     let (most, rows_per_slot) = match rows {
-        0..=64 => (PACKED_SLOTS, 4),
-        65..=MOST_SMALL => (PACKED_SLOTS, 2),
+        0..=64 => (MOST_SLOTS, 4),
+        65..=MOST_SMALL => (MOST_SLOTS, 2),
         _ => (MOST_OF_PROMPTS, 1),
     };
     slots == 1 || slots <= most && slots * rows_per_slot <= rows
@@ -72,7 +70,7 @@ pub(super) struct Stack {
 #[derive(Debug)]
 struct Known {
     weight: Arc<Block>,
-    /// Room for B of its first slots.
+    /// Room for B of its slots.
     packed: Block,
 }
 
@@ -93,7 +91,7 @@ impl Stack {
         }
         let of_part = |width: &usize| width.next_multiple_of(PACKED_COLUMNS);
         let columns: usize = weight.widths.iter().map(of_part).sum();
-        let slots = if weight.slot_lanes > 0 { slots.min(PACKED_SLOTS) } else { 0 };
+        let slots = if weight.slot_lanes > 0 { slots } else { 0 };
         let bytes = slots * columns * SLOT_RANKS * size_of::<u16>();
         let packed = Block::filled(gpu, PACKED_SCALES + bytes, 0, "room for adapters")?;
         let inputs = padded(weight.inputs);
@@ -122,7 +120,7 @@ impl Stack {
         self.known(place).is_some_and(|known| Arc::ptr_eq(&known.weight, &weight.weight))
     }
 
-    /// Where B of the first slots is laid out.
+    /// Where B of the slots is laid out.
     pub(super) fn packed(&self, place: Place) -> u64 {
         self.known(place).map_or(0, |known| known.packed.address())
     }
@@ -200,8 +198,6 @@ impl CudaBackend {
                 places: stack.table.address(),
                 slot: segment.slots.start as u32,
                 slots: segment.slots.len() as u32,
-                packed: self.slots.min(PACKED_SLOTS) as u32,
-                unused: 0,
             };
             let shape = Shape::new([stack.places.len(), COPY_SHARES, 1], 256);
             // SAFETY: the adapter is on the device, the step holds it, and it fits the model; the weights live as long as
@@ -356,5 +352,18 @@ mod tests {
         place(&mut slots, &[('a', 1), ('b', 2), ('c', 1)]).unwrap();
         assert_eq!(place(&mut slots, &[('b', 2), ('d', 2)]), Some(("bd".into(), 4)));
         assert_eq!(place(&mut slots, &[('a', 8), ('b', 1)]), None);
+    }
+
+    #[test]
+    fn b_is_packed_where_rows_share_it() {
+        let packs = |rows: usize, slots: &[usize]| {
+            slots.iter().map(|&slots| is_worth_packing(slots, rows)).collect::<Vec<_>>()
+        };
+        assert_eq!(packs(1, &[1, 2]), [true, false]);
+        assert_eq!(packs(64, &[8, 16, 24, 64]), [true, true, false, false]);
+        assert_eq!(packs(72, &[32, 48]), [true, false]);
+        assert_eq!(packs(128, &[48, 64]), [true, true]);
+        // Of prompts all rows have products with the lanes of all slots.
+        assert_eq!(packs(MOST_SMALL + 1, &[32, 48, 64]), [true, false, false]);
     }
 }

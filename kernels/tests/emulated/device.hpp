@@ -9,6 +9,7 @@
 #include <barrier>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -42,8 +43,12 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define KERNEL(threads, blocks) void
 // Blocks run one after the other, so one copy serves them all.
 #define __shared__ static
-#define DYNAMIC_SHARED(name) alignas(128) static u8 name[1 << 18]
+#define DYNAMIC_SHARED(name) u8* const name = dynamic_shared.get()
 #define __align__(bytes) __attribute__((aligned(bytes)))
+
+// What a launch asks for, to the byte, so that the sanitizer sees who takes more.
+inline std::unique_ptr<u8, decltype(&std::free)> dynamic_shared{0, std::free};
+inline void ask_for_shared(size_t bytes) { dynamic_shared.reset((u8*)std::aligned_alloc(128, bytes)); }
 
 struct Index {
     u32 x, y, z;

@@ -1,4 +1,5 @@
-// Products of few rows against f64. Clusters have one block here: how several add up is for a device to show.
+// Products of few rows against f64. Clusters have one block here: how several add up, and that copies are waited for, is for a
+// device to show.
 #include "check.hpp"
 
 #include "../../cuda/prelude.cuh"
@@ -24,6 +25,8 @@ static void product_agrees(const Kernel& kernel, u32 rows, Shape shape, bool wid
     std::vector<u16> narrow(y.size());
     void* to = wide ? (void*)y.data() : narrow.data();
     const ProductArgs args{x.data(), w.data(), to, rows, inputs, outputs, 1, wide, 0};
+    // As `Variant` in `product.rs`, without what keeps others away.
+    ask_for_shared(STAGES * (kernel.outputs + kernel.rows) * (kernel.outputs == 128 ? 128 : 256) * 2);
     const u32 blocks = (outputs + kernel.outputs - 1) / kernel.outputs;
     launch({blocks, 1, 1}, PRODUCT_THREADS, [&] { kernel.run(args); });
     for (u32 row = 0; row < rows; row++)

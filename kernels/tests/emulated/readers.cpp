@@ -99,7 +99,7 @@ struct Site {
         for (const Adapter& adapter : adapters) {
             StackPlace place{lanes.data(), packed.data(), INPUTS, slot_lanes, {}, 0};
             std::copy(widths.begin(), widths.end(), place.widths);
-            const StackArgs args{&adapter.site, &place, adapter.slot, adapter.slots, slots, 0};
+            const StackArgs args{&adapter.site, &place, adapter.slot, adapter.slots};
             launch({1, 2, 1}, 256, [&] { stack(args); });
             for (u32 l = 0; l < adapter.slots * slot_lanes; l++) {
                 const LoraPart& part = adapter.site.parts[l % slot_lanes / LORA_LANES];

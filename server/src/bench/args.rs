@@ -22,7 +22,7 @@ pub struct BenchArgs {
     /// More members for the body of each request to a model, such as 'a0={"lora": [{"id": 0, "scale": 1}]}' for a server that chooses adapters so
     #[arg(long, value_name = "NAME=JSON", num_args = 1..)]
     pub body: Vec<String>,
-    /// Who is asked: base, one, distinct:N (request i asks adapter i mod N), uniform:N, zipf:N, reload:SECONDS (as one, while another adapter is replaced in place that often); the base is always measured too
+    /// Who is asked: base, one, distinct:N (request i asks adapter i mod N), uniform:N, zipf:N, reload:SECONDS (as one, while another adapter is replaced in place that often), push:SECONDS (the same, while that one is); the base is always measured too
     #[arg(long, value_name = "MIX", num_args = 1.., default_values = ["one", "distinct:2", "distinct:8", "uniform:8", "zipf:8"])]
     pub mix: Vec<String>,
     /// How long prompts and outputs are: even (64 in, 64 out), prefill (256, 8), decode (16, 128), mixed (16 to 128 each), or IN/OUT

@@ -42,14 +42,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// Sends all of `plan`, and replaces the second adapter meanwhile if `mix` says so.
+    /// Sends all of `plan`, and replaces an adapter meanwhile if `mix` says so.
     pub async fn drive(&self, mix: Mix, plan: Vec<Planned>, bar: &ProgressBar) -> Outcome {
-        let Mix::Reload(every) = mix else { return self.send(plan, bar).await };
+        let Some((replaced, every)) = mix.replaces() else { return self.send(plan, bar).await };
         let over = CancellationToken::new();
         let mut reloads = Vec::new();
         let mut errors = Vec::new();
         let replacing = async {
-            let name = &self.adapters[1];
+            let name = &self.adapters[replaced];
             // One that is under way when the last request ends is waited for.
             while timeout(every, over.cancelled()).await.is_err() {
                 match self.client.reload(name).await {

@@ -196,15 +196,15 @@ fn fill(
 }
 
 async fn measure(args: &BenchArgs, plan: &Plan, target: Target) -> Result<()> {
-    if plan.mixes.iter().any(|mix| matches!(mix, Mix::Reload(_))) {
-        let name = target.adapters.get(1).context("a reload needs two adapters")?;
+    let (needed, found) = (plan.adapters(), target.adapters.len());
+    ensure!(needed <= found, "the mixes need {needed} adapters and there are {found}");
+    if let Some((replaced, _)) = plan.mixes.iter().find_map(|mix| mix.replaces()) {
+        let name = &target.adapters[replaced];
         let reloaded = target.client.reload(name).await;
         reloaded.with_context(|| {
             format!("{name} cannot be replaced; the server needs ALLOW_RUNTIME_LORA_UPDATING=1")
         })?;
     }
-    let (needed, found) = (plan.adapters(), target.adapters.len());
-    ensure!(needed <= found, "the mixes need {needed} adapters and there are {found}");
     let total = args.rounds * plan.mixes.len() * args.requests;
     let bar = ProgressBar::new(total as u64);
     let style = "{msg:<24} [{bar:40}] {pos}/{len} requests, {eta} left";

@@ -24,17 +24,20 @@ pub enum Mix {
     Zipf(usize),
     /// As [`Mix::One`], while another adapter is replaced in place each time that this has passed.
     Reload(Duration),
+    /// As [`Mix::One`], while that adapter itself is replaced: what a trainer does that pushes its policy.
+    Push(Duration),
 }
 
 impl Mix {
-    /// Reads `base`, `one`, `distinct:N`, `uniform:N`, `zipf:N` or `reload:SECONDS`.
+    /// Reads `base`, `one`, `distinct:N`, `uniform:N`, `zipf:N`, `reload:SECONDS` or `push:SECONDS`.
     pub fn parse(text: &str) -> Result<Self> {
         let (kind, count) = text.split_once(':').map_or((text, None), |(kind, n)| (kind, Some(n)));
-        if let ("reload", Some(seconds)) = (kind, count) {
+        if let ("reload" | "push", Some(seconds)) = (kind, count) {
             let seconds = seconds.parse().ok().filter(|s| (0.001..=3600.0).contains(s));
             let seconds =
                 seconds.with_context(|| format!("--mix {text}: SECONDS is 0.001 to 3600"))?;
-            return Ok(Self::Reload(Duration::from_secs_f64(seconds)));
+            let every = Duration::from_secs_f64(seconds);
+            return Ok(if kind == "push" { Self::Push(every) } else { Self::Reload(every) });
         }
         let count = match count {
             Some(n) => {
@@ -50,7 +53,7 @@ impl Mix {
             ("uniform", Some(n)) => Self::Uniform(n),
             ("zipf", Some(n)) => Self::Zipf(n),
             _ => bail!(
-                "--mix {text}: it is base, one, distinct:N, uniform:N, zipf:N or reload:SECONDS"
+                "--mix {text}: it is base, one, distinct:N, uniform:N, zipf:N, reload:SECONDS or push:SECONDS"
             ),
         })
     }
@@ -59,7 +62,7 @@ impl Mix {
     pub fn adapters(self) -> usize {
         match self {
             Self::Base => 0,
-            Self::One => 1,
+            Self::One | Self::Push(_) => 1,
             Self::Reload(_) => 2,
             Self::Distinct(n) | Self::Uniform(n) | Self::Zipf(n) => n,
         }
@@ -74,13 +77,23 @@ impl Mix {
             Self::Uniform(n) => format!("uniform:{n}"),
             Self::Zipf(n) => format!("zipf:{n}"),
             Self::Reload(every) => format!("reload:{}", every.as_secs_f64()),
+            Self::Push(every) => format!("push:{}", every.as_secs_f64()),
+        }
+    }
+
+    /// Which adapter is replaced meanwhile, and how often.
+    pub fn replaces(self) -> Option<(usize, Duration)> {
+        match self {
+            Self::Push(every) => Some((0, every)),
+            Self::Reload(every) => Some((1, every)),
+            _ => None,
         }
     }
 
     fn pick(self, index: usize, random: &mut Random) -> Option<usize> {
         match self {
             Self::Base => None,
-            Self::One | Self::Reload(_) => Some(0),
+            Self::One | Self::Reload(_) | Self::Push(_) => Some(0),
             Self::Distinct(n) => Some(index % n),
             Self::Uniform(n) => Some(random.below(n as u64) as usize),
             Self::Zipf(n) => {
@@ -269,10 +282,10 @@ mod tests {
 
     #[test]
     fn what_is_no_mix_or_shape_is_refused() {
-        for text in ["", "two", "distinct", "zipf:0", "zipf:x", "one:1", "reload", "reload:0"] {
+        for text in ["", "two", "distinct", "zipf:0", "zipf:x", "one:1", "reload", "push:0"] {
             assert!(Mix::parse(text).is_err(), "{text}");
         }
-        for text in ["one", "base", "distinct:3", "uniform:2", "zipf:9", "reload:0.5"] {
+        for text in ["one", "base", "distinct:3", "uniform:2", "zipf:9", "reload:0.5", "push:2"] {
             assert_eq!(Mix::parse(text).unwrap().name(), text);
         }
         for text in ["", "1", "0/1", "1/0", "a/b", "huge"] {

@@ -99,9 +99,9 @@ impl AdapterManager {
         let old = entry.and_then(|entry| entry.current());
         let (builder, path, content) =
             (self.builder.clone(), ask.request.path.clone(), ask.content.clone());
-        // A journal's file is written meanwhile, which may take long.
-        let is_next = old.is_some() && self.journal.get().is_none();
-        let replaces = self.engine.clone().filter(|_| is_next);
+        // A journal is written first, which may take long.
+        let writes = self.journal.get().is_some() && !matches!(origin, Origin::Resolver(_));
+        let replaces = self.engine.clone().filter(|_| old.is_some() && !writes);
         let started = Instant::now();
         let build = move || {
             let mut expected = None;
