@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a machine with a GPU what needs one, from binaries that were built elsewhere: parity, the server, wide shapes,
-# timings.
+# timings, and what NVIDIA's tools say.
 #
 #   gpu-run.sh build FOLDER          builds the binaries and copies them, with this script, to FOLDER
 #   FOLDER/gpu-run.sh OUT [PART…]    runs them, or only the parts named; OUT takes the logs and the JSON of the benches
@@ -35,7 +35,7 @@ if [ "${1:-}" = build ]; then
     for plugin in filesystem hf_hub s3; do
         strip -o "$folder/suites/liblora_${plugin}_resolver.so" "$debug/deps/liblora_${plugin}_resolver.so"
     done
-    cp kernels/gpu-run.sh tests/gpu.py "$folder"
+    cp kernels/gpu-run.sh tests/gpu.py tests/gpu_profile.py "$folder"
     exit
 fi
 
@@ -53,7 +53,7 @@ part() {
     [[ -z $parts || " $parts " == *" $name "* ]] || return 0
     timeout "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
     echo "== $name: exit $status, $((SECONDS - start)) s"
-    tail -n 40 "$out/$name.log"
+    tail -n 90 "$out/$name.log"
 }
 
 # Llama-3.1-8B in shape, with the demo's tokenizer and a text for every other token.
@@ -96,9 +96,23 @@ part draw 120 "$here/gpu" draw
 # The same model through the server: adapters' share, 64 adapters over a pool for 8, reloads, many registered ones.
 part shares 150 bash -c 'serve shares --requests 64 --concurrency 32 --rounds 3 --max-loras 32 --mix one distinct:8 distinct:32'
 part pool 150 bash -c 'serve pool --requests 512 --concurrency 512 --max-num-seqs 64 --max-loras 8 --rounds 2 --mix distinct:8 distinct:64'
-part reload 120 bash -c 'serve reload --requests 128 --concurrency 32 --rounds 4 --mix one reload:0.5'
+part reload 180 bash -c 'serve reload --requests 128 --concurrency 32 --rounds 8 --mix one reload:0.5 push:0.5'
 part registered 300 bash -c 'serve registered --adapter-rank 1 --requests 256 --request-rate 20 --max-loras 64 --max-cpu-loras 2000 --lora-host-memory 100GiB --rounds 1 --mix zipf:8 zipf:2000'
 # Two of them hold tokens to the last bit of the CPU, whatever runs beside: cuBLASLt's products depend on how many rows there are.
 part e2e 300 env LORAPLEX_SERVER="$here/server" "$here/suites/e2e" --test-threads 1 \
     --skip tokens_do_not_depend_on_company --skip preempted_requests_give_the_same_tokens
 part oracle 200 env LORAPLEX_SERVER="$here/server" ORACLE_SECONDS=30 "$here/suites/oracle" --test-threads 1
+
+# What NVIDIA's tools say: the time of each kernel of a layer alone, and what the wide shapes do to memory.
+profile() {
+    local kind=$1 attention=$2
+    shift 2
+    echo "gpu $kind $*"
+    ncu --csv --metrics gpu__time_duration.sum "$here/gpu" "$kind" "$@" >"$out/profile.csv"
+    python3 "$here/gpu_profile.py" "$out/profile.csv" "$attention"
+}
+export -f profile
+export PATH=$PATH:/usr/local/cuda/bin
+part profile 200 bash -c 'profile profile decode 1 0; profile profile decode 1 1; profile profile decode 64 0; profile profile decode 64 1
+    profile profile decode 64 64; profile prefill prefill 0; profile prefill prefill 8'
+part memcheck 500 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/cuda" --ignored
