@@ -18,7 +18,6 @@ mod admission;
 mod ahead;
 mod plan;
 mod sequence;
-mod sequences;
 mod successors;
 #[cfg(test)]
 mod tests;
@@ -33,8 +32,7 @@ use crate::kv_cache::{BlockManager, BlockTable};
 
 pub use adapter_pool::{AdapterPool, PoolStats};
 pub use plan::{Chunk, Slot, StepPlan};
-pub use sequence::{Ending, SeqId, Sequence};
-pub use sequences::Sequences;
+pub use sequence::{Ending, SeqId, Sequence, Sequences};
 
 /// What part of the longest wait for room a request sits still for.
 const PATIENCE: u32 = 4;
