@@ -1,8 +1,8 @@
-// Kernels of `cuda/` as plain C++, to be run where there is no GPU: a thread of a block is a thread of the CPU, and the blocks of
+// Kernels of `cuda/` as plain C++, to be run where there is no GPU: a thread of a block is a thread of the CPU, and the clusters of
 // a grid run one after the other. In the place of `ptx.cuh`.
 //
-// It knows what the kernels use that are run so: barriers of blocks and warps, exchanges within a warp, and products of fragments as
-// the PTX manual lays them out. It is slow and exact, and the sanitizers of a C++ compiler see every access.
+// It knows what the kernels use that are run so: barriers of clusters, blocks and warps, exchanges within a warp, and products of
+// fragments as the PTX manual lays them out. It is slow and exact, and the sanitizers of a C++ compiler see every access.
 #pragma once
 
 #include <algorithm>
@@ -41,14 +41,10 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 #define DEVICE inline
 #define KERNEL(threads, blocks) void
-// Blocks run one after the other, so one copy serves them all.
+// For kernels without clusters: their blocks run one after the other, so one copy serves them all.
 #define __shared__ static
-#define DYNAMIC_SHARED(name) u8* const name = dynamic_shared.get()
+#define DYNAMIC_SHARED(name) u8* const name = own_block().shared.get()
 #define __align__(bytes) __attribute__((aligned(bytes)))
-
-// What a launch asks for, to the byte, so that the sanitizer sees who takes more.
-inline std::unique_ptr<u8, decltype(&std::free)> dynamic_shared{0, std::free};
-inline void ask_for_shared(size_t bytes) { dynamic_shared.reset((u8*)std::aligned_alloc(128, bytes)); }
 
 struct Index {
     u32 x, y, z;
@@ -56,34 +52,66 @@ struct Index {
 inline thread_local Index threadIdx, blockIdx;
 inline Index blockDim, gridDim;
 
-// What the threads of a block meet at, and what those of a warp hand each other there.
+// What the threads of a warp meet at, and what they hand each other there.
 struct Warp {
     std::barrier<> meet{32};
     u64 handed[32];
     u32 fragments[32][6];
 };
-inline std::unique_ptr<std::barrier<>> block_meet;
-inline std::vector<std::unique_ptr<Warp>> block_warps;
+
+// The same of a block, and its dynamic shared memory: to the byte, so that the sanitizer sees who takes more.
+struct Block {
+    std::barrier<> meet;
+    std::vector<std::unique_ptr<Warp>> warps;
+    std::unique_ptr<u8, decltype(&std::free)> shared;
+
+    Block(u32 threads, size_t bytes) : meet(threads), shared((u8*)std::aligned_alloc(128, bytes), std::free) {
+        for (u32 w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<Warp>());
+        memset(shared.get(), 0xff, bytes);
+    }
+};
+
+// The cluster that runs.
+inline std::vector<std::unique_ptr<Block>> blocks;
+inline std::unique_ptr<std::barrier<>> cluster_meet;
+inline thread_local u32 cluster_rank;
 
 inline u32 lane_id() { return threadIdx.x % 32; }
-inline Warp& own_warp() { return *block_warps[threadIdx.x / 32]; }
-inline void __syncthreads() { block_meet->arrive_and_wait(); }
+inline Block& own_block() { return *blocks[cluster_rank]; }
+inline Warp& own_warp() { return *own_block().warps[threadIdx.x / 32]; }
+inline void sync_cluster() { cluster_meet->arrive_and_wait(); }
+inline void __syncthreads() { own_block().meet.arrive_and_wait(); }
 inline void __syncwarp() { own_warp().meet.arrive_and_wait(); }
 
-// Runs a kernel, one block after the other. A thread that returns leaves the barriers to the others.
+inline float4 load_of_peer(const float* shared, u32 peer) {
+    const size_t at = (const u8*)shared - own_block().shared.get();
+    return *(const float4*)(blocks[peer]->shared.get() + at);
+}
+
+// How a kernel is launched besides its grid and threads: blocks of a cluster, bytes of dynamic shared memory.
+struct More {
+    u32 cluster = 1;
+    size_t shared = 0;
+};
+
+// Runs a kernel, one cluster of neighbours in x after the other. A thread that returns leaves the barriers to the others.
 template <class Kernel>
-void launch(Index grid, u32 threads, Kernel kernel) {
+void launch(Index grid, u32 threads, Kernel kernel, More more = {}) {
     gridDim = grid, blockDim = {threads, 1, 1};
-    for (u32 block = 0; block < grid.x * grid.y * grid.z; block++) {
-        block_meet = std::make_unique<std::barrier<>>(threads);
-        block_warps.clear();
-        for (u32 w = 0; w < threads / 32; w++) block_warps.push_back(std::make_unique<Warp>());
+    for (u32 first = 0; first < grid.x * grid.y * grid.z; first += more.cluster) {
+        cluster_meet = std::make_unique<std::barrier<>>(more.cluster * threads);
+        blocks.clear();
+        for (u32 rank = 0; rank < more.cluster; rank++) blocks.push_back(std::make_unique<Block>(threads, more.shared));
         std::vector<std::thread> running;
-        for (u32 t = 0; t < threads; t++)
+        for (u32 t = 0; t < more.cluster * threads; t++)
             running.emplace_back([=] {
-                threadIdx = {t, 0, 0}, blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
+                cluster_rank = t / threads;
+                const u32 block = first + cluster_rank;
+                threadIdx = {t % threads, 0, 0};
+                blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
                 kernel();
-                block_meet->arrive_and_drop();
+                cluster_meet->arrive_and_drop();
+                own_block().meet.arrive_and_drop();
                 own_warp().meet.arrive_and_drop();
             });
         for (auto& thread : running) thread.join();
@@ -184,16 +212,28 @@ inline void wait_for_primary() {}
 // Harmless anywhere on a device; here it shows whether it asks for what is there.
 inline void prefetch_l2(const void* p) { (void)*(const volatile u8*)p; }
 
-// Copies are there at once, which is as early as the kernels may reckon with.
-inline void copy_async(void* shared, const void* global, bool valid) {
-    if (valid)
-        memcpy(shared, global, 16);
-    else
-        memset(shared, 0, 16);
+// Copies are there when they are waited for, which is as late as the kernels may reckon with.
+struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+};
+inline thread_local std::vector<std::vector<Copy>> copies(1);
+
+inline void copy_async(void* shared, const void* global, bool valid) { copies.back().push_back({shared, valid ? global : 0}); }
+inline void copy_commit() { copies.emplace_back(); }
+
+template <int PENDING>
+void copy_wait() {
+    // The last group is not committed.
+    while (copies.size() > PENDING + 1) {
+        for (const Copy& copy : copies.front())
+            if (copy.from)
+                memcpy(copy.to, copy.from, 16);
+            else
+                memset(copy.to, 0, 16);
+        copies.erase(copies.begin());
+    }
 }
-inline void copy_commit() {}
-template <int GROUPS>
-void copy_wait() {}
 
 inline void ldmatrix(u32 (&r)[4], const void* row) {
     exchange(row, [&](auto of_lane) {
@@ -201,10 +241,6 @@ inline void ldmatrix(u32 (&r)[4], const void* row) {
         return 0;
     });
 }
-
-// A cluster has one block.
-inline void sync_cluster() { __syncthreads(); }
-inline float4 load_of_peer(const float* shared, u32) { return *(const float4*)shared; }
 
 inline u32 transpose8(u32 x) {
     return exchange(x, [](auto of_lane) {
