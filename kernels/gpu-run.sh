@@ -104,15 +104,13 @@ part e2e 300 env LORAPLEX_SERVER="$here/server" "$here/suites/e2e" --test-thread
 part oracle 200 env LORAPLEX_SERVER="$here/server" ORACLE_SECONDS=30 "$here/suites/oracle" --test-threads 1
 
 # What NVIDIA's tools say: the time of each kernel of a layer alone, and what the wide shapes do to memory.
-profile() {
-    local kind=$1 attention=$2
-    shift 2
-    echo "gpu $kind $*"
-    ncu --csv --metrics gpu__time_duration.sum "$here/gpu" "$kind" "$@" >"$out/profile.csv"
-    python3 "$here/gpu_profile.py" "$out/profile.csv" "$attention"
+layer() {
+    echo "gpu $*"
+    ncu --csv --metrics gpu__time_duration.sum "$here/gpu" "$@" >"$out/profile.csv"
+    python3 "$here/gpu_profile.py" "$out/profile.csv" "${1/profile/decode}"
 }
-export -f profile
+export -f layer
 export PATH=$PATH:/usr/local/cuda/bin
-part profile 200 bash -c 'profile profile decode 1 0; profile profile decode 1 1; profile profile decode 64 0; profile profile decode 64 1
-    profile profile decode 64 64; profile prefill prefill 0; profile prefill prefill 8'
+part profile 200 bash -c 'layer profile 1 0; layer profile 1 1; layer profile 64 0; layer profile 64 1; layer profile 64 64
+    layer prefill 0; layer prefill 8'
 part memcheck 500 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/cuda" --ignored

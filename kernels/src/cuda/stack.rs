@@ -145,10 +145,7 @@ impl CudaBackend {
         // Many rows that each read their own B take longer than a shrink and an expand.
         let most = match self.limits.cache {
             _ if self.step.rows <= MOST_SMALL => self.slots,
-            Some(cache) if fits_packed(cache.head_dim) => {
-                let is_worth = |&size: &usize| is_worth_packing(size, self.step.rows);
-                self.slots.min(SIZES.into_iter().rfind(is_worth).unwrap_or(0))
-            }
+            Some(cache) if fits_packed(cache.head_dim) => self.slots.min(MOST_OF_PROMPTS),
             _ => return Ok(()),
         };
         stack.wanted.clear();

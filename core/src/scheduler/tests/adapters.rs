@@ -14,6 +14,10 @@ fn adapters(count: u64) -> Vec<Arc<Adapter>> {
 }
 
 impl Scene {
+    fn has_ended(&self, id: SeqId) -> bool {
+        self.endings.iter().any(|(ended, _)| *ended == id.0)
+    }
+
     fn add_to(&mut self, adapter: &Arc<Adapter>, output: u32) -> SeqId {
         let first = 1000 * (self.next as u32 + 1);
         self.add_with(|request| {
@@ -54,7 +58,7 @@ fn nobody_is_passed_for_ever() {
             served = Some(scene.add_to(&all[3], 1));
         }
         scene.step();
-        if served.is_some_and(|id| scene.endings.iter().any(|(ended, _)| *ended == id.0)) {
+        if served.is_some_and(|id| scene.has_ended(id)) {
             assert!(turn < 30, "it waits {turn} turns");
             scene.scheduler.abort_all(&mut scene.blocks);
             return;
@@ -71,7 +75,6 @@ fn who_has_waited_for_long_is_let_in_where_few_pass() {
     let all = adapters(4);
     let now = Instant::now();
     let waits = SchedulerConfig::default().adapter_wait;
-    let served = |scene: &Scene, id: SeqId| scene.endings.iter().any(|(ended, _)| *ended == id.0);
     let mut late = None;
     for turn in 0..120 {
         // Two of each, one ending after the other has begun.
@@ -87,8 +90,8 @@ fn who_has_waited_for_long_is_let_in_where_few_pass() {
         let clock = if turn < 60 { now } else { now + waits / 3 };
         assert!(scene.scheduler.expire(clock, &mut scene.blocks).is_empty());
         let Some(late) = late else { continue };
-        assert!(turn >= 60 || !served(&scene, late), "nothing keeps it out");
-        if served(&scene, late) {
+        assert!(turn >= 60 || !scene.has_ended(late), "nothing keeps it out");
+        if scene.has_ended(late) {
             assert!(turn < 75, "it waits for {turn} turns");
             scene.scheduler.abort_all(&mut scene.blocks);
             return;
