@@ -106,7 +106,7 @@ part oracle 200 env LORAPLEX_SERVER="$here/server" ORACLE_SECONDS=30 "$here/suit
 # What NVIDIA's tools say: the time of each kernel of a layer alone, and what the wide shapes do to memory.
 layer() {
     echo "gpu $*"
-    ncu --csv --metrics gpu__time_duration.sum "$here/gpu" "$@" >"$out/profile.csv"
+    ncu --clock-control none --csv --metrics gpu__time_duration.sum "$here/gpu" "$@" >"$out/profile.csv"
     python3 "$here/gpu_profile.py" "$out/profile.csv" "${1/profile/decode}"
 }
 export -f layer

@@ -11,11 +11,11 @@ struct GatedArgs {
     u32 rows;
     const u16* delta;  // like y, or null
     Norm norm;         // of x
-    u32 groups;        // of eight rows, that a warp of `gated_mlp_packed` takes
-    u32 row_warps;     // of its block, as a power of two
+    u32 row_warps;     // of a block of `gated_mlp_packed`, as a power of two
+    u32 unused;
 };
 
-DEVICE float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+DEVICE float silu(float x) { return x * reciprocal_approx(1.0f + exp2_approx(x * -LOG2_E)); }
 
 // Eight columns of a row of y, gate and up.
 struct Raw {
@@ -297,49 +297,96 @@ DEVICE void gate_packed(const GatedArgs& args) {
     if (column >= args.ffn) return;
     const bool inside = i < args.ffn;
     Packed<2, 2, ONE> packed(args.lora, 0, columns, 2 * part);
-    for (u32 group = 0; group < args.groups; group++) {
-        const u32 of_block = warp & ((1 << args.row_warps) - 1);
-        const u32 row = (((blockIdx.y << args.row_warps) + of_block) * args.groups + group) * 8;
-        if (row >= args.rows) return;
-        const u32 rows = min(args.rows - row, 8u);
-        packed.ask(row, rows);
-        // What lay there before is under way; y and h come from the kernel before.
-        wait_for_primary();
-        packed.ask_h(row, rows);
-        uint2 y[2][2];
+    const u32 of_block = warp & ((1 << args.row_warps) - 1), row = ((blockIdx.y << args.row_warps) + of_block) * 8;
+    if (row >= args.rows) return;
+    const u32 rows = min(args.rows - row, 8u);
+    packed.ask(row, rows);
+    // What lay there before is under way; y and h come from the kernel before.
+    wait_for_primary();
+    packed.ask_h(row, rows);
+    uint2 y[2][2];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++)
+    for (u32 r = 0; r < 2; r++)
 #pragma unroll
-            for (u32 p = 0; p < 2; p++) {
-                const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + p * args.ffn + i;
-                y[r][p] = inside && 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
-            }
-        FactorsOfEight factors;
-        factors.load(args.norm, row, rows);
-        float delta[2][2][4] = {};
-        packed.multiply(row, rows, delta);
-        const float of_x = factors.finish(args.norm, row, rows);
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
-            float v[2][4];
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) {
-                const float scale = packed.scale_of(2 * q + r, p);
-                widen4(y[r][p], v[p]);
-#pragma unroll
-                for (u32 k = 0; k < 4; k++) {
-                    v[p][k] = factor * (v[p][k] + delta[p][k / 2][2 * (k % 2) + r] * scale);
-                    if (args.bias && inside) v[p][k] += args.bias[p * args.ffn + i + k];
-                }
-            }
-            if (!inside || 2 * q + r >= rows) continue;
-#pragma unroll
-            for (u32 k = 0; k < 4; k++) v[0][k] = silu(v[0][k]) * v[1][k];
-            store4(args.out + (u64)(row + 2 * q + r) * args.out_stride + i, v[0]);
+        for (u32 p = 0; p < 2; p++) {
+            const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + p * args.ffn + i;
+            y[r][p] = inside && 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
         }
+    FactorsOfEight factors;
+    factors.load(args.norm, row, rows);
+    float delta[2][2][4] = {};
+    packed.multiply(row, rows, delta);
+    const float of_x = factors.finish(args.norm, row, rows);
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        const float factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+        float v[2][4];
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            const float scale = packed.scale_of(2 * q + r, p);
+            widen4(y[r][p], v[p]);
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) {
+                v[p][k] = factor * (v[p][k] + delta[p][k / 2][2 * (k % 2) + r] * scale);
+                if (args.bias && inside) v[p][k] += args.bias[p * args.ffn + i + k];
+            }
+        }
+        if (!inside || 2 * q + r >= rows) continue;
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) v[0][k] = silu(v[0][k]) * v[1][k];
+        store4(args.out + (u64)(row + 2 * q + r) * args.out_stride + i, v[0]);
     }
 }
 
 KERNEL(128, 6) gated_mlp_one(const GatedArgs args) { gate_packed<true>(args); }
 KERNEL(128, 6) gated_mlp_packed(const GatedArgs args) { gate_packed<false>(args); }
+
+#define PROMPT_STAGES 3
+#define PROMPT_GROUPS 8  // of 32 columns, of a block
+
+// For prompts, with B packed. Grid: columns / 256, rows / 64. A warp has sixteen rows; what a thread needs of y for the next two
+// groups of columns is under way to places of its own.
+KERNEL(128, 4) gated_mlp_prompts(const GatedArgs args) {
+    __shared__ uint4 ahead[PROMPT_STAGES][2][2][128];
+    let_dependents_start();
+    const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    const u32 row = (blockIdx.y * 4 + threadIdx.x / 32) * PROMPT_ROWS, part = packed_columns(args.ffn);
+    if (row >= args.rows) return;
+    const u32 rows = min(args.rows - row, (u32)PROMPT_ROWS), first = blockIdx.x * PROMPT_GROUPS * PACKED_COLUMNS;
+    AdaptersOfPrompts<2> adapters(args.lora, row, rows);
+    auto ask = [&](u32 n) {
+        const u32 i = first + n * PACKED_COLUMNS + 8 * q;
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const bool there = n < PROMPT_GROUPS && i < args.ffn && g + 8 * half < rows;
+            const u16* y = args.y + (there ? (u64)(row + g + 8 * half) * args.y_stride + i : 0);
+            copy_async(&ahead[n % PROMPT_STAGES][half][0][threadIdx.x], y, there);
+            copy_async(&ahead[n % PROMPT_STAGES][half][1][threadIdx.x], y + args.ffn, there);
+        }
+        copy_commit();
+    };
+    // What lay there before is under way; y and h come from the kernel before.
+    wait_for_primary();
+#pragma unroll
+    for (u32 n = 0; n + 1 < PROMPT_STAGES; n++) ask(n);
+    float factor[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) factor[half] = factor_of_quad(args.norm, row + g + 8 * half, g + 8 * half < rows);
+#pragma unroll 1
+    for (u32 n = 0; n < PROMPT_GROUPS; n++) {
+        const u32 column = first + n * PACKED_COLUMNS, columns[2] = {column, part + column}, i = column + 8 * q;
+        if (column >= args.ffn) break;
+        ask(n + PROMPT_STAGES - 1);
+        float delta[2][2][8];
+        adapters.multiply(0, columns, 2 * part, delta);
+        copy_wait<PROMPT_STAGES - 1>();
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            if (g + 8 * half >= rows || i >= args.ffn) continue;
+            const uint4(&own)[2][128] = ahead[n % PROMPT_STAGES][half];
+            const Raw raw{own[0][threadIdx.x], own[1][threadIdx.x]};
+            raw.finish(args, row + g + 8 * half, i, factor[half], delta[0][half], delta[1][half], true);
+        }
+    }
+    copy_wait<0>();
+}

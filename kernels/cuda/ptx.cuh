@@ -29,6 +29,12 @@ DEVICE float exp2_approx(float x) {
     return y;
 }
 
+DEVICE float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // c += a b, K = 16.
 DEVICE void mma16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm volatile(
@@ -53,6 +59,16 @@ DEVICE void wait_for_primary() {
 }
 
 DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// What is read once: it leaves the first-level cache to others.
+DEVICE uint4 load_once(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
 
 DEVICE u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 
@@ -130,3 +146,68 @@ template <int PENDING>
 DEVICE void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+// Hopper's products of four warps, 64 rows by 128 columns, K = 16. A tile of an operand in shared memory has rows of 128 bytes,
+// whose sixteens of bytes change places with the row, from an address that 1,024 divides. Of the result, warp w of the group has
+// rows 16 w .. as fragments of `mma16`, eight columns each. Products run behind the caller's back: what they read and write may
+// be touched again when they have been waited for.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define HAS_GROUP_PRODUCTS
+
+struct SharedOperand {
+    u64 descriptor;
+
+    // `leading`: bytes from 64 columns to the next, where rows are K; `stride`: from eight rows to the next.
+    DEVICE SharedOperand(const void* at, u64 leading, u64 stride)
+        : descriptor((u64)(shared_address(at) & 0x3ffff) >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | 1ull << 62) {}
+
+    // The same so many bytes further.
+    DEVICE SharedOperand behind(u32 bytes) const {
+        SharedOperand other = *this;
+        other.descriptor += bytes >> 4;
+        return other;
+    }
+};
+
+#define FOUR(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define SIXTEEN(d, n) FOUR(d, n), FOUR(d, n + 1), FOUR(d, n + 2), FOUR(d, n + 3)
+#define ALL_OF(d) SIXTEEN(d, 0), SIXTEEN(d, 4), SIXTEEN(d, 8), SIXTEEN(d, 12)
+#define NAMES_OF_ALL                                                                        \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// d = a bᵀ, or d += a bᵀ if `add`; the rows of both are K-long.
+DEVICE void multiply_group(float (&d)[16][4], SharedOperand a, SharedOperand b, bool add) {
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_OF_ALL "}, %64, %65, add, 1, 1, 0, 0;\n}"
+                 : ALL_OF(d)
+                 : "l"(a.descriptor), "l"(b.descriptor), "r"((u32)add));
+}
+
+// d += a b, the rows of b being K; `a` as fragments of `mma16`.
+DEVICE void multiply_group_transposed(float (&d)[16][4], const u32 (&a)[4], SharedOperand b) {
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_OF_ALL
+                 "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n}"
+                 : ALL_OF(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor), "r"(1));
+}
+
+// Registers that were written are seen by the products that follow.
+DEVICE void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most `PENDING` committed groups of products run.
+template <int PENDING>
+DEVICE void group_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// Results are read behind this, not before.
+DEVICE void hold(float (&d)[16][4]) { asm volatile("" : ALL_OF(d)::"memory"); }
+
+// What this thread stored in shared memory is seen by products behind the next barrier.
+DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#endif

@@ -23,9 +23,9 @@ struct QkvArgs {
     u32 block_size;
     float eps;
     u32 rows;
-    u32 groups;  // of eight rows, that a block of `qkv_packed` takes
-    Lora lora;   // for the kernels with LoRA
-    Norm norm;   // of x
+    u32 unused;
+    Lora lora;  // for the kernels with LoRA
+    Norm norm;  // of x
 };
 
 // Which head of which part a block or warp makes.
@@ -214,10 +214,10 @@ KERNEL(128, 4) qkv_stacked(const QkvArgs args) {
 }
 
 // The same with B packed, for few adapters and heads whose halves are whole groups of columns. Grid: heads + 2 kv heads,
-// rows / (8 groups). A warp has 32 columns of a head and those half a head behind them, of eight rows at a time.
+// rows / 8. A warp has 32 columns of a head and those half a head behind them, of eight rows.
 template <bool ONE>
 DEVICE void heads_packed(const QkvArgs& args) {
-    __shared__ float sums[2][4][8];
+    __shared__ float sums[4][8];
     let_dependents_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
     const Head head(args, blockIdx.x);
@@ -225,91 +225,180 @@ DEVICE void heads_packed(const QkvArgs& args) {
     const u32 first = blockIdx.x * args.d + warp * PACKED_COLUMNS, columns[2] = {first, first + half};
     const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
     Packed<2, 1, ONE> packed(args.lora, head.part, columns, width);
-    for (u32 group = 0; group < args.groups; group++) {
-        const u32 row = (blockIdx.y * args.groups + group) * 8;
-        if (row >= args.rows) return;
-        const u32 rows = min(args.rows - row, 8u);
-        packed.ask(row, rows);
-        u32 position = 0, slot = NO_SLOT;
-        if (lane < rows) position = args.positions[row + lane], slot = args.slots[row + lane];
-        // What lay there before is under way; y and h come from the kernel before.
-        wait_for_primary();
-        packed.ask_h(row, rows);
-        uint2 y[2][2];
+    const u32 row = blockIdx.y * 8, rows = min(args.rows - row, 8u);
+    packed.ask(row, rows);
+    u32 position = 0, slot = NO_SLOT;
+    if (lane < rows) position = args.positions[row + lane], slot = args.slots[row + lane];
+    // What lay there before is under way; y and h come from the kernel before.
+    wait_for_primary();
+    packed.ask_h(row, rows);
+    uint2 y[2][2];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++)
+    for (u32 r = 0; r < 2; r++)
 #pragma unroll
-            for (u32 n = 0; n < 2; n++) {
-                const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + columns[n] + 4 * g;
-                y[r][n] = 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
-            }
-        FactorsOfEight factors;
-        factors.load(args.norm, row, rows);
-        float4 angles[2][2];
-        u16* out[2];
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const u32 at = __shfl_sync(FULL_WARP, position, 2 * q + r), to = __shfl_sync(FULL_WARP, slot, 2 * q + r);
-#pragma unroll
-            for (u32 n = 0; n < 2; n++)
-                if (head.part != 2) angles[r][n] = *(const float4*)(args.rope + (u64)at * args.d + n * half + in_head);
-            out[r] = 2 * q + r < rows ? head.place(args, row + 2 * q + r, to) : 0;
+        for (u32 n = 0; n < 2; n++) {
+            const u16* at = args.y + (u64)(row + 2 * q + r) * args.y_stride + columns[n] + 4 * g;
+            y[r][n] = 2 * q + r < rows ? *(const uint2*)at : make_uint2(0, 0);
         }
-        float delta[2][2][4] = {};
-        packed.multiply(row, rows, delta);
-        const float of_x = factors.finish(args.norm, row, rows);
-        float v[2][2][4], sum[2] = {};
+    FactorsOfEight factors;
+    factors.load(args.norm, row, rows);
+    float4 angles[2][2];
+    u16* out[2];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const float scale = packed.scale_of(2 * q + r), factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
+    for (u32 r = 0; r < 2; r++) {
+        const u32 at = __shfl_sync(FULL_WARP, position, 2 * q + r), to = __shfl_sync(FULL_WARP, slot, 2 * q + r);
 #pragma unroll
-            for (u32 n = 0; n < 2; n++) {
-                widen4(y[r][n], v[r][n]);
+        for (u32 n = 0; n < 2; n++)
+            if (head.part != 2) angles[r][n] = *(const float4*)(args.rope + (u64)at * args.d + n * half + in_head);
+        out[r] = 2 * q + r < rows ? head.place(args, row + 2 * q + r, to) : 0;
+    }
+    float delta[2][2][4] = {};
+    packed.multiply(row, rows, delta);
+    const float of_x = factors.finish(args.norm, row, rows);
+    float v[2][2][4], sum[2] = {};
 #pragma unroll
-                for (u32 k = 0; k < 4; k++) {
-                    float& x = v[r][n][k];
-                    x = factor * (x + delta[n][k / 2][2 * (k % 2) + r] * scale);
-                    if (args.bias) x += args.bias[columns[n] + 4 * g + k];
-                    sum[r] += x * x;
-                }
-            }
-        }
-        if (norm) {
+    for (u32 r = 0; r < 2; r++) {
+        const float scale = packed.scale_of(2 * q + r), factor = __shfl_sync(FULL_WARP, of_x, 4 * (2 * q + r));
 #pragma unroll
-            for (u32 r = 0; r < 2; r++) {
-#pragma unroll
-                for (u32 offset = 4; offset < 32; offset *= 2) sum[r] += __shfl_xor_sync(FULL_WARP, sum[r], offset);
-                if (g == 0) sums[group % 2][warp][2 * q + r] = sum[r];
-            }
-            __syncthreads();
-#pragma unroll
-            for (u32 r = 0; r < 2; r++) {
-                sum[r] = 0.0f;
-                for (u32 w = 0; w < warps; w++) sum[r] += sums[group % 2][w][2 * q + r];
-                const float divisor = rsqrtf(__fdividef(sum[r], (float)args.d) + args.eps);
-#pragma unroll
-                for (u32 n = 0; n < 2; n++)
-#pragma unroll
-                    for (u32 k = 0; k < 4; k++) v[r][n][k] *= divisor * norm[n * half + in_head + k];
-            }
-        }
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            if (!out[r]) continue;
-            float turned[2][4];
-            const float4 cosines = angles[r][0], sines = angles[r][1];
-            const float c[4] = {cosines.x, cosines.y, cosines.z, cosines.w}, s[4] = {sines.x, sines.y, sines.z, sines.w};
+        for (u32 n = 0; n < 2; n++) {
+            widen4(y[r][n], v[r][n]);
 #pragma unroll
             for (u32 k = 0; k < 4; k++) {
-                const float a = v[r][0][k], b = v[r][1][k];
-                turned[0][k] = head.part == 2 ? a : a * c[k] - b * s[k];
-                turned[1][k] = head.part == 2 ? b : b * c[k] + a * s[k];
+                float& x = v[r][n][k];
+                x = factor * (x + delta[n][k / 2][2 * (k % 2) + r] * scale);
+                if (args.bias) x += args.bias[columns[n] + 4 * g + k];
+                sum[r] += x * x;
             }
-            store4(out[r] + in_head, turned[0]);
-            store4(out[r] + half + in_head, turned[1]);
         }
+    }
+    if (norm) {
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+#pragma unroll
+            for (u32 offset = 4; offset < 32; offset *= 2) sum[r] += __shfl_xor_sync(FULL_WARP, sum[r], offset);
+            if (g == 0) sums[warp][2 * q + r] = sum[r];
+        }
+        __syncthreads();
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            sum[r] = 0.0f;
+            for (u32 w = 0; w < warps; w++) sum[r] += sums[w][2 * q + r];
+            const float divisor = rsqrtf(__fdividef(sum[r], (float)args.d) + args.eps);
+#pragma unroll
+            for (u32 n = 0; n < 2; n++)
+#pragma unroll
+                for (u32 k = 0; k < 4; k++) v[r][n][k] *= divisor * norm[n * half + in_head + k];
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        if (!out[r]) continue;
+        float turned[2][4];
+        const float4 cosines = angles[r][0], sines = angles[r][1];
+        const float c[4] = {cosines.x, cosines.y, cosines.z, cosines.w}, s[4] = {sines.x, sines.y, sines.z, sines.w};
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) {
+            const float a = v[r][0][k], b = v[r][1][k];
+            turned[0][k] = head.part == 2 ? a : a * c[k] - b * s[k];
+            turned[1][k] = head.part == 2 ? b : b * c[k] + a * s[k];
+        }
+        store4(out[r] + in_head, turned[0]);
+        store4(out[r] + half + in_head, turned[1]);
     }
 }
 
 KERNEL(128, 4) qkv_one(const QkvArgs args) { heads_packed<true>(args); }
 KERNEL(128, 4) qkv_packed(const QkvArgs args) { heads_packed<false>(args); }
+
+#define PROMPT_HEADS 4
+
+// For prompts, with B packed or without adapters, and such heads. Grid: (heads + 2 kv heads) / 4, rows / 16. What has to be
+// known of rows serves four heads; their angles are in the first-level cache from the second head on.
+template <class Adapters>
+DEVICE void turn_prompts(const QkvArgs& args) {
+    __shared__ float sums[2][4][PROMPT_ROWS];
+    let_dependents_start();
+    const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    const u32 heads = args.heads + 2 * args.kv_heads, half = args.d / 2, in_head = warp * PACKED_COLUMNS + 8 * q;
+    const u32 row = blockIdx.y * PROMPT_ROWS, rows = min(args.rows - row, (u32)PROMPT_ROWS);
+    Adapters adapters(args.lora, row, rows);
+    const Row own[2] = {Row(args, row + min(g, rows - 1)), Row(args, row + min(g + 8, rows - 1))};
+    // What lay there before is under way; y and h come from the kernel before.
+    wait_for_primary();
+    float factor[2];
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) factor[r] = factor_of_quad(args.norm, own[r].row, true);
+#pragma unroll 1
+    for (u32 n = 0; n < PROMPT_HEADS; n++) {
+        const u32 number = blockIdx.x * PROMPT_HEADS + n;
+        if (number >= heads) return;
+        const Head head(args, number);
+        const u32 first = number * args.d + warp * PACKED_COLUMNS, columns[2] = {first, first + half};
+        const float* norm = head.part == 0 ? args.q_norm : head.part == 1 ? args.k_norm : 0;
+        uint4 y[2][2];
+#pragma unroll
+        for (u32 r = 0; r < 2; r++)
+#pragma unroll
+            for (u32 i = 0; i < 2; i++)
+                y[r][i] = load_once(args.y + (u64)own[r].row * args.y_stride + columns[i] + 8 * q);
+        float delta[2][2][8], v[2][2][8], divisor[2] = {1.0f, 1.0f};
+        adapters.multiply(head.part, columns, heads * args.d, delta);
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                widen8(y[r][i], v[r][i]);
+#pragma unroll
+                for (u32 k = 0; k < 8; k++) {
+                    float& x = v[r][i][k];
+                    x = factor[r] * (x + delta[i][r][k]);
+                    if (args.bias) x += args.bias[columns[i] + 8 * q + k];
+                    sum += x * x;
+                }
+            }
+            if (!norm) continue;
+            sum = sum_of_quad(sum);
+            if (q == 0) sums[n % 2][warp][g + 8 * r] = sum;
+        }
+        if (norm) {
+            __syncthreads();
+#pragma unroll
+            for (u32 r = 0; r < 2; r++) {
+                float sum = 0.0f;
+                for (u32 w = 0; w < warps; w++) sum += sums[n % 2][w][g + 8 * r];
+                divisor[r] = rsqrtf(__fdividef(sum, (float)args.d) + args.eps);
+            }
+        }
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+            u16* out = g + 8 * r < rows ? head.place(args, own[r].row, own[r].slot) : 0;
+            if (!out) continue;
+            const float* angles = args.rope + (u64)own[r].position * args.d + in_head;
+            float low[8], high[8];
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) {
+                float a = v[r][0][k], b = v[r][1][k];
+                if (norm) a *= divisor[r] * norm[in_head + k], b *= divisor[r] * norm[half + in_head + k];
+                low[k] = a, high[k] = b;
+            }
+#pragma unroll
+            for (u32 k = 0; k < 8 && head.part != 2; k += 4) {
+                float cosine[4], sine[4];
+                load_floats(angles + k, cosine);
+                load_floats(angles + half + k, sine);
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) {
+                    const float a = low[k + e], b = high[k + e];
+                    low[k + e] = a * cosine[e] - b * sine[e];
+                    high[k + e] = b * cosine[e] + a * sine[e];
+                }
+            }
+            store8(out + in_head, 8, low);
+            store8(out + half + in_head, 8, high);
+        }
+    }
+}
+
+KERNEL(128, 5) qkv_prompts(const QkvArgs args) { turn_prompts<NoAdapters>(args); }
+KERNEL(128, 4) qkv_prompts_packed(const QkvArgs args) { turn_prompts<AdaptersOfPrompts<1>>(args); }

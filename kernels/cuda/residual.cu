@@ -14,8 +14,6 @@ struct ResidualArgs {
     u32 stride;
     u32 rows;
     u32 columns;  // of a block of `residual`
-    u32 groups;   // of eight rows, that a block of `residual_packed` takes
-    u32 unused;
 };
 
 // Four columns of a row of y.
@@ -181,62 +179,137 @@ KERNEL(128, 5) residual_stacked(const ResidualArgs args) {
     if (threadIdx.x == 0) args.norm.squares[(u64)row * args.norm.pieces + blockIdx.x] = sum;
 }
 
-// The same with B packed, for few adapters. Grid: columns / 256, rows / (8 groups). A warp has 32 columns of eight rows at a
-// time.
+// The same with B packed, for few adapters. Grid: columns / 256, rows / 8. A warp has 32 columns of eight rows.
 template <bool ONE>
 DEVICE void add_packed(const ResidualArgs& args) {
-    __shared__ float sums[2][8][8];
+    __shared__ float sums[8][8];
     let_dependents_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const u32 first = blockIdx.x * 256 + warp * PACKED_COLUMNS, i = first + 4 * g, width = packed_columns(args.norm.width);
+    const u32 row = blockIdx.y * 8, rows = min(args.rows - row, 8u);
     const bool inside = i < args.stride;
     // What lies past the last group is not used.
     const u32 columns[1] = {min(first, width - PACKED_COLUMNS)};
     Packed<1, 1, ONE> packed(args.lora, 0, columns, width);
     Constants constants;
     constants.load(args, i);
-    for (u32 group = 0; group < args.groups; group++) {
-        const u32 row = (blockIdx.y * args.groups + group) * 8;
-        if (row >= args.rows) break;
-        const u32 rows = min(args.rows - row, 8u);
-        packed.ask(row, rows);
-        // What lay there before is under way; y and h come from the kernel before.
-        wait_for_primary();
-        packed.ask_h(row, rows);
-        Product y[2];
-        float v[2][4];
+    packed.ask(row, rows);
+    // What lay there before is under way; y and h come from the kernel before.
+    wait_for_primary();
+    packed.ask_h(row, rows);
+    Product y[2];
+    float v[2][4];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            if (!inside || 2 * q + r >= rows) continue;
-            const u32 at = row + 2 * q + r;
-            y[r].load(args.y + (u64)at * args.y_stride + i);
-            load_floats(args.residual + (u64)at * args.stride + i, v[r]);
-        }
-        float delta[1][2][4] = {};
-        packed.multiply(row, rows, delta);
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            const float scale = packed.scale_of(2 * q + r);
-            float sum = 0.0f;
-            if (inside && 2 * q + r < rows) {
-                y[r].add_to(v[r]);
-#pragma unroll
-                for (u32 k = 0; k < 4; k++) v[r][k] += delta[0][k / 2][2 * (k % 2) + r] * scale;
-                sum = finish(args, constants, row + 2 * q + r, i, v[r]);
-            }
-#pragma unroll
-            for (u32 offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
-            if (g == 0) sums[group % 2][warp][2 * q + r] = sum;
-        }
-        __syncthreads();
-        if (threadIdx.x < rows) {
-            float sum = 0.0f;
-#pragma unroll
-            for (u32 w = 0; w < 8; w++) sum += sums[group % 2][w][threadIdx.x];
-            args.norm.squares[(u64)(row + threadIdx.x) * args.norm.pieces + blockIdx.x] = sum;
-        }
+    for (u32 r = 0; r < 2; r++) {
+        if (!inside || 2 * q + r >= rows) continue;
+        const u32 at = row + 2 * q + r;
+        y[r].load(args.y + (u64)at * args.y_stride + i);
+        load_floats(args.residual + (u64)at * args.stride + i, v[r]);
     }
+    float delta[1][2][4] = {};
+    packed.multiply(row, rows, delta);
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+        const float scale = packed.scale_of(2 * q + r);
+        float sum = 0.0f;
+        if (inside && 2 * q + r < rows) {
+            y[r].add_to(v[r]);
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) v[r][k] += delta[0][k / 2][2 * (k % 2) + r] * scale;
+            sum = finish(args, constants, row + 2 * q + r, i, v[r]);
+        }
+#pragma unroll
+        for (u32 offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+        if (g == 0) sums[warp][2 * q + r] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x >= rows) return;
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 w = 0; w < 8; w++) sum += sums[w][threadIdx.x];
+    args.norm.squares[(u64)(row + threadIdx.x) * args.norm.pieces + blockIdx.x] = sum;
 }
 
 KERNEL(256, 4) residual_one(const ResidualArgs args) { add_packed<true>(args); }
 KERNEL(256, 3) residual_packed(const ResidualArgs args) { add_packed<false>(args); }
+
+// Stores a lane's eight neighbours. If two lanes have sixteen, each takes half of both's, so that they store 32 bytes at a time: as
+// much as memory takes at once. `to`: the lane's own.
+DEVICE void store_of_pair(float* to, const float (&v)[8], bool there, bool paired) {
+    const bool odd = threadIdx.x % 2;
+    float other[4];
+#pragma unroll
+    for (u32 k = 0; k < 4; k++) other[k] = __shfl_xor_sync(FULL_WARP, odd ? v[k] : v[4 + k], 1);
+    if (!there) return;
+    if (!paired) {
+        *(float4*)to = make_float4(v[0], v[1], v[2], v[3]), *(float4*)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
+        return;
+    }
+    float* first = odd ? to - 4 : to;
+    *(float4*)first = odd ? make_float4(other[0], other[1], other[2], other[3]) : make_float4(v[0], v[1], v[2], v[3]);
+    *(float4*)(first + 8) = odd ? make_float4(v[4], v[5], v[6], v[7]) : make_float4(other[0], other[1], other[2], other[3]);
+}
+
+// For prompts, with B packed. Grid: columns / 256, rows / 64. A warp has 128 columns of sixteen rows.
+KERNEL(256, 2) residual_prompts(const ResidualArgs args) {
+    __shared__ float sums[8][PROMPT_ROWS];
+    let_dependents_start();
+    const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    const u32 row = blockIdx.y * 64 + warp / 2 * PROMPT_ROWS, width = packed_columns(args.norm.width);
+    const u32 rows = row < args.rows ? min(args.rows - row, (u32)PROMPT_ROWS) : 0;
+    AdaptersOfPrompts<1> adapters(args.lora, row, rows);
+    // What lay there before is under way; y and h come from the kernel before.
+    wait_for_primary();
+    float sum[2] = {};
+#pragma unroll 1
+    for (u32 n = 0; n < 4; n++) {
+        const u32 column = blockIdx.x * 256 + (warp % 2 * 4 + n) * PACKED_COLUMNS, i = column + 8 * q;
+        // A multiple of eight of a row, as of the weight: what lies past the width is zero.
+        if (column >= args.stride) break;
+        const bool inside = i < args.stride;
+        const u32 columns[1] = {min(column, width - PACKED_COLUMNS)};
+        Constants constants[2];
+        constants[0].load(args, i), constants[1].load(args, i + 4);
+        uint4 y[2] = {}, before[2][2] = {};
+        float delta[1][2][8];
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            if (!inside || g + 8 * half >= rows) continue;
+            const u32 at = row + g + 8 * half;
+            const float* residual = args.residual + (u64)at * args.stride + i;
+            y[half] = load_once(args.y + (u64)at * args.y_stride + i);
+            before[half][0] = *(const uint4*)residual, before[half][1] = *(const uint4*)(residual + 4);
+        }
+        adapters.multiply(0, columns, width, delta);
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            float v[8], x[8];
+            widen8(y[half], v);
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) {
+                const uint4 raw = before[half][k / 4];
+                const u32 bits[4] = {raw.x, raw.y, raw.z, raw.w};
+                v[k] += __uint_as_float(bits[k % 4]) + delta[0][half][k] + constants[k / 4].bias[k % 4];
+                x[k] = v[k] * constants[k / 4].weight[k % 4];
+            }
+            const bool there = inside && g + 8 * half < rows;
+            const u64 at = (u64)(row + g + 8 * half) * args.stride + i;
+            if (there) {
+#pragma unroll
+                for (u32 k = 0; k < 8; k++) sum[half] += v[k] * v[k];
+                store8(args.x + at, 8, x);
+            }
+            store_of_pair(args.residual + at, v, there, column + 8 * (q | 1) < args.stride);
+        }
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        sum[half] = sum_of_quad(sum[half]);
+        if (q == 0) sums[warp][g + 8 * half] = sum[half];
+    }
+    __syncthreads();
+    const u32 own = blockIdx.y * 64 + threadIdx.x;
+    if (threadIdx.x >= 64 || own >= args.rows) return;
+    const u32 of_warps = threadIdx.x / PROMPT_ROWS * 2, r = threadIdx.x % PROMPT_ROWS;
+    args.norm.squares[(u64)own * args.norm.pieces + blockIdx.x] = sums[of_warps][r] + sums[of_warps + 1][r];
+}

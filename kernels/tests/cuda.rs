@@ -86,6 +86,7 @@ fn wide_cases() -> Vec<Case> {
     // Rows share B; sums of squares come in pieces.
     let shared = Shape { heads: 4, head_dim: 128, hidden: 264, ffn: 392, ..shape };
     let shared = Shape { bias: true, qk_norm: true, ..shared };
+    let prompts = vec![life(0, 1100, 1100, 1); 2];
     let pieces = Shape { hidden: 1104, ..shared };
     // As many outputs as a multiprocessor each has a share of.
     let spread = Shape { hidden: 4104, heads: 2, kv_heads: 1, ffn: 520, bias: false, ..shared };
@@ -105,7 +106,29 @@ fn wide_cases() -> Vec<Case> {
         Case { block_size: 24, ..base("blocks of 24") },
         Case { lives: vec![life(0, 1500, 512, 12); 3], ..base("long contexts") },
         Case { shape: shared, ..base("a chunk of 700 rows, heads of 128") },
-        Case { shape: shared, lives: vec![life(0, 1100, 1100, 1); 2], ..base("2,200 rows") },
+        Case {
+            shape: Shape { window: Some(100), ..shared },
+            ..base("a window of 100, heads of 128")
+        },
+        Case {
+            shape: shared,
+            lives: vec![life(0, 1500, 512, 2); 2],
+            ..base("long contexts, heads of 128")
+        },
+        Case { shape: shared, lives: prompts.clone(), ..base("2,200 rows") },
+        Case {
+            shape: shared,
+            mix: Mix::Base,
+            lives: prompts.clone(),
+            ..base("2,200 rows without adapters")
+        },
+        Case {
+            shape: shared,
+            adapters: vec![[16; 7]],
+            mix: Mix::Identical,
+            lives: prompts,
+            ..base("2,200 rows of an adapter")
+        },
         Case { shape: pieces, lives: vec![life(0, 2, 2, 2); 100], ..base("a hundred decodes") },
         Case { shape: spread, lives: vec![life(0, 2, 2, 2); 30], ..base("thirty wide rows") },
         Case { shape: spread, lives: vec![life(0, 2, 2, 2); 5], ..base("five wide rows") },

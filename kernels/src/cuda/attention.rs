@@ -5,7 +5,7 @@ use super::error::check;
 use super::gpu::Shape;
 use super::graphs::most_items;
 use super::kernel_args::{Decode, Paged, Prefill};
-use super::kernels::{HEAD_SIZES, prefill_shared_bytes};
+use super::kernels::HEAD_SIZES;
 use super::step::ITEM_KEYS;
 use crate::args::AttentionOp;
 use crate::backend::BufferKind::Operand;
@@ -13,8 +13,6 @@ use crate::error::{KernelError, Result};
 
 /// Heads of a group that a block of `decode.cu` takes.
 const DECODE_HEADS: usize = 8;
-/// (Token, head) pairs that a block of `prefill.cu` takes.
-const PREFILL_PAIRS: usize = 64;
 /// Keys of an item that a block of `decode.cu` asks for at once: what its warps begin with, or, where rows are few, all of an
 /// item. Many rows' would push each other's out of the cache.
 const LEAST_EARLY: u32 = 64;
@@ -71,7 +69,8 @@ impl CudaBackend {
             // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.
             unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
         }
-        let tiles = self.prefill_tiles(group)?;
+        let form = self.kernels.prefill[variant].0;
+        let tiles = self.prefill_tiles(group, form.pairs)?;
         if tiles > 0 {
             let tiles_at = self.work.prefill.address();
             let args = Prefill {
@@ -84,9 +83,9 @@ impl CudaBackend {
                 scale,
                 window,
             };
-            let shared = prefill_shared_bytes(HEAD_SIZES[variant]);
-            let shape = Shape { shared, ..Shape::new([tiles, kv_heads, 1], 128) };
-            let kernel = &self.kernels.prefill[variant];
+            let shared = form.shared_bytes;
+            let shape = Shape { shared, ..Shape::new([kv_heads, tiles, 1], form.threads) };
+            let kernel = &self.kernels.prefill[variant].1;
             // SAFETY: as above; the tiles were sent before.
             unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
         }
@@ -110,20 +109,20 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Sends the tiles of sequences with several rows, once a step. Returns how many there are.
+    /// Sends the tiles of sequences with several rows, once a step, so many pairs each. Returns how many there are.
     ///
     /// A sequence's last tiles see the most keys, so they come first.
-    fn prefill_tiles(&mut self, group: usize) -> Result<usize> {
+    fn prefill_tiles(&mut self, group: usize, pairs: usize) -> Result<usize> {
         if let Some((sent, tiles)) = self.prefill
-            && sent == group
+            && sent == [group, pairs]
         {
             return Ok(tiles);
         }
         self.words.clear();
         for sequence in self.step.sequences.iter().filter(|sequence| sequence.rows > 1) {
-            let tiles = (sequence.rows as usize * group).div_ceil(PREFILL_PAIRS);
+            let tiles = (sequence.rows as usize * group).div_ceil(pairs);
             for tile in (0..tiles).rev() {
-                let first = (tile * PREFILL_PAIRS) as u32;
+                let first = (tile * pairs) as u32;
                 let span =
                     [sequence.first_row, sequence.rows, sequence.context, sequence.first_block];
                 self.words.extend(span);
@@ -131,7 +130,7 @@ impl CudaBackend {
             }
         }
         let tiles = self.words.len() / TILE_WORDS;
-        self.prefill = Some((group, tiles));
+        self.prefill = Some(([group, pairs], tiles));
         if tiles > 0 {
             let bytes = (self.words.len() * 4).next_power_of_two();
             self.work.prefill.reserve(&self.gpu, bytes, "tiles of attention")?;

@@ -14,13 +14,15 @@ use super::probe::{Library, require};
 use crate::error::{KernelError, Result};
 
 /// What every kernel starts with.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 8] = [
     include_str!("../../cuda/ptx.cuh"),
     include_str!("../../cuda/prelude.cuh"),
     include_str!("../../cuda/lora.cuh"),
     include_str!("../../cuda/packed.cuh"),
     include_str!("../../cuda/norm.cuh"),
+    include_str!("../../cuda/prompts.cuh"),
     include_str!("../../cuda/paged.cuh"),
+    include_str!("../../cuda/prefill.cuh"),
 ];
 
 /// One file of `cuda/`.
@@ -38,7 +40,7 @@ macro_rules! sources {
 }
 
 /// Every file with kernels.
-pub const SOURCES: [Source; 14] = sources![
+pub const SOURCES: [Source; 15] = sources![
     "embed.cu",
     "stack.cu",
     "spread.cu",
@@ -50,6 +52,7 @@ pub const SOURCES: [Source; 14] = sources![
     "product.cu",
     "decode.cu",
     "prefill.cu",
+    "prefill_hopper.cu",
     "sample.cu",
     "draw.cu",
     "random.cu",

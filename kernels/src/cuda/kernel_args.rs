@@ -77,8 +77,6 @@ pub(super) struct Residual {
     pub(super) stride: u32,
     pub(super) rows: u32,
     pub(super) columns: u32,
-    pub(super) groups: u32,
-    pub(super) unused: u32,
 }
 
 /// `QkvArgs`.
@@ -105,7 +103,7 @@ pub(super) struct Qkv {
     pub(super) block_size: u32,
     pub(super) eps: f32,
     pub(super) rows: u32,
-    pub(super) groups: u32,
+    pub(super) unused: u32,
     pub(super) lora: Lora,
     pub(super) norm: Norm,
 }
@@ -124,8 +122,8 @@ pub(super) struct Gated {
     pub(super) rows: u32,
     pub(super) delta: u64,
     pub(super) norm: Norm,
-    pub(super) groups: u32,
     pub(super) row_warps: u32,
+    pub(super) unused: u32,
 }
 
 /// `ShrinkArgs`.
@@ -290,7 +288,7 @@ macro_rules! kernel_args {
 
 kernel_args! {
     Embed: 48,
-    Residual: 144,
+    Residual: 136,
     Qkv: 200,
     Gated: 128,
     Stack: 24,

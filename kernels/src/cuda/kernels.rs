@@ -12,10 +12,28 @@ use super::compile::compile_all;
 use super::error::Context as _;
 use super::probe::Probe;
 use super::product::Variant;
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 /// Head sizes that attention is compiled for; others are padded up to the next.
 pub(super) const HEAD_SIZES: [usize; 3] = [64, 128, 256];
+
+/// A kernel with B packed: for one slot, for several, and for prompts.
+#[derive(Debug)]
+pub(super) struct PackedKernel {
+    one: CudaFunction,
+    several: CudaFunction,
+    prompts: CudaFunction,
+}
+
+impl PackedKernel {
+    pub(super) fn of(&self, slots: usize, has_prompts: bool) -> &CudaFunction {
+        match (has_prompts, slots) {
+            (true, _) => &self.prompts,
+            (false, 1) => &self.one,
+            (false, _) => &self.several,
+        }
+    }
+}
 
 /// Every kernel of `cuda/`.
 #[derive(Debug)]
@@ -23,17 +41,15 @@ pub(super) struct Kernels {
     pub(super) embed: CudaFunction,
     pub(super) residual: CudaFunction,
     pub(super) residual_stacked: CudaFunction,
-    /// For one slot, and for several.
-    pub(super) residual_packed: [CudaFunction; 2],
+    pub(super) residual_packed: PackedKernel,
     pub(super) qkv: CudaFunction,
+    pub(super) qkv_prompts: CudaFunction,
     pub(super) qkv_stacked: CudaFunction,
-    /// For one slot, and for several.
-    pub(super) qkv_packed: [CudaFunction; 2],
+    pub(super) qkv_packed: PackedKernel,
     pub(super) gated_mlp: CudaFunction,
     pub(super) gated_mlp_expand: CudaFunction,
     pub(super) gated_mlp_stacked: CudaFunction,
-    /// For one slot, and for several.
-    pub(super) gated_mlp_packed: [CudaFunction; 2],
+    pub(super) gated_mlp_packed: PackedKernel,
     pub(super) stack: CudaFunction,
     pub(super) spread: CudaFunction,
     pub(super) shrink16: CudaFunction,
@@ -43,7 +59,7 @@ pub(super) struct Kernels {
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
-    pub(super) prefill: [CudaFunction; 3],
+    pub(super) prefill: [(PrefillForm, CudaFunction); 3],
     pub(super) gather: CudaFunction,
     pub(super) pick: CudaFunction,
     pub(super) draw: CudaFunction,
@@ -66,6 +82,12 @@ impl Kernels {
             modules.insert(compiled.name, module);
         }
         let find = |source: &str, kernel: &str| find(&modules, source, kernel);
+        let packed = |name: &str, prompts: &str| {
+            let find = |kernel: &str| find(&format!("{name}.cu"), kernel);
+            let (one, several) = (format!("{name}_one"), format!("{name}_packed"));
+            let (one, several) = (find(&one)?, find(&several)?);
+            Ok::<_, KernelError>(PackedKernel { one, several, prompts: find(prompts)? })
+        };
         let large = |source: &str, kernel: &str, shared: usize| {
             let function = find(source, kernel)?;
             function
@@ -73,8 +95,11 @@ impl Kernels {
                 .during(&format!("taking shared memory for {kernel}"))?;
             Ok(function)
         };
-        let prefill =
-            |d: usize| large("prefill.cu", &format!("prefill{d}"), prefill_shared_bytes(d));
+        let prefill = |d: usize| {
+            let form = PrefillForm::of(d, probe.capability);
+            let (source, name) = form.source_and_name(d);
+            Ok::<_, KernelError>((form, large(source, &name, form.shared_bytes)?))
+        };
         let product = |variant: Variant| {
             let shared = variant.shared_bytes(probe.capability);
             Ok((variant, large("product.cu", &variant.name(), shared)?))
@@ -86,20 +111,15 @@ impl Kernels {
             embed: find("embed.cu", "embed")?,
             residual: find("residual.cu", "residual")?,
             residual_stacked: find("residual.cu", "residual_stacked")?,
-            residual_packed: [
-                find("residual.cu", "residual_one")?,
-                find("residual.cu", "residual_packed")?,
-            ],
+            residual_packed: packed("residual", "residual_prompts")?,
             qkv: find("qkv.cu", "qkv")?,
+            qkv_prompts: find("qkv.cu", "qkv_prompts")?,
             qkv_stacked: find("qkv.cu", "qkv_stacked")?,
-            qkv_packed: [find("qkv.cu", "qkv_one")?, find("qkv.cu", "qkv_packed")?],
+            qkv_packed: packed("qkv", "qkv_prompts_packed")?,
             gated_mlp: find("gated_mlp.cu", "gated_mlp")?,
             gated_mlp_expand: find("gated_mlp.cu", "gated_mlp_expand")?,
             gated_mlp_stacked: find("gated_mlp.cu", "gated_mlp_stacked")?,
-            gated_mlp_packed: [
-                find("gated_mlp.cu", "gated_mlp_one")?,
-                find("gated_mlp.cu", "gated_mlp_packed")?,
-            ],
+            gated_mlp_packed: packed("gated_mlp", "gated_mlp_prompts")?,
             stack: find("stack.cu", "stack")?,
             spread: find("spread.cu", "spread")?,
             shrink16: find("shrink.cu", "shrink16")?,
@@ -121,10 +141,36 @@ impl Kernels {
     }
 }
 
-/// What `Tiles` in `prefill.cu` takes: 64 rows of q, and as many keys of K and of V as a step of its loop has.
-pub(super) const fn prefill_shared_bytes(d: usize) -> usize {
-    let keys = if d > 128 { 32 } else { 64 };
-    (64 + 2 * keys) * (d + 8) * 2
+/// How attention over chunks of prompts is launched for heads of up to some size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PrefillForm {
+    /// (Token, head) pairs that a block takes.
+    pub(super) pairs: usize,
+    pub(super) threads: usize,
+    pub(super) shared_bytes: usize,
+    is_hopper: bool,
+}
+
+impl PrefillForm {
+    /// `d`: one of [`HEAD_SIZES`].
+    fn of(d: usize, capability: (i32, i32)) -> Self {
+        if capability == (9, 0) && d == 128 {
+            // Five tiles of `prefill_hopper.cu` and the places of its keys, where 1,024 bytes begin.
+            let shared_bytes = 1024 + 5 * 128 * 128 * 2 + 5 * 128 * 4;
+            return Self { pairs: 128, threads: 256, shared_bytes, is_hopper: true };
+        }
+        // `Tiles` in `prefill.cu`.
+        let (pairs, keys) = if d > 128 { (64, 32) } else { (128, 64) };
+        let shared_bytes = (pairs + 2 * keys) * (d + 8) * 2;
+        Self { pairs, threads: 128, shared_bytes, is_hopper: false }
+    }
+
+    fn source_and_name(&self, d: usize) -> (&'static str, String) {
+        match self.is_hopper {
+            true => ("prefill_hopper.cu", format!("prefill_hopper{d}")),
+            false => ("prefill.cu", format!("prefill{d}")),
+        }
+    }
 }
 
 fn find(

@@ -1,7 +1,5 @@
 //! The operations of a layer but attention.
 
-use cudarc::driver::CudaFunction;
-
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
@@ -30,9 +28,13 @@ const RESIDUAL_COLUMNS: usize = 1024;
 const RESIDUAL_STACKED_COLUMNS: usize = 512;
 /// Rows of a block of `qkv`.
 const QKV_ROWS: usize = 4;
-/// Rows of a group in the kernels with B packed, and how many groups a warp takes at most.
-const GROUP_ROWS: usize = 8;
-const MOST_GROUPS: usize = 8;
+/// Rows of a warp in the kernels with B packed.
+const PACKED_ROWS: usize = 8;
+/// Heads and rows of a block of `qkv_prompts`; rows of one of `residual_prompts`, columns and rows of one of `gated_mlp_prompts`.
+const PROMPT_HEADS: usize = 4;
+const PROMPT_ROWS: usize = 16;
+const PROMPT_BLOCK_ROWS: usize = 64;
+const PROMPT_COLUMNS: usize = 256;
 /// Warps of a block of `gated_mlp_packed`.
 const GATED_WARPS: usize = 4;
 
@@ -94,7 +96,6 @@ impl CudaBackend {
             stride: residual.stride as u32,
             rows: rows as u32,
             columns: self.norm_columns(out) as u32,
-            groups: self.groups() as u32,
             ..Residual::default()
         })
     }
@@ -159,20 +160,27 @@ impl CudaBackend {
             block_size: op.kv.shape.block_size as u32,
             eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
             rows: rows as u32,
-            groups: self.groups() as u32,
+            unused: 0,
             lora: queued.lora,
             norm: self.norm_of(op.x),
         };
         let heads = op.shape.heads + 2 * op.shape.kv_heads;
-        let (kernel, block, threads) = match queued.lora_is {
+        let has_prompts = self.has_prompts();
+        let prompts = [heads.div_ceil(PROMPT_HEADS), rows.div_ceil(PROMPT_ROWS), 1];
+        let rows_of = |block: usize| [heads, rows.div_ceil(block), 1];
+        let kernels = &self.kernels;
+        let (kernel, grid, threads) = match queued.lora_is {
             Pending::Stacked if fits_packed(d) && self.packs() => {
-                let kernel = self.for_slots(&self.kernels.qkv_packed);
-                (kernel, GROUP_ROWS * self.groups(), d / 2)
+                let kernel = kernels.qkv_packed.of(self.step.stacked, has_prompts);
+                (kernel, if has_prompts { prompts } else { rows_of(PACKED_ROWS) }, d / 2)
             }
-            Pending::Stacked => (&self.kernels.qkv_stacked, QKV_ROWS, 128),
-            _ => (&self.kernels.qkv, QKV_ROWS, 128),
+            Pending::Stacked => (&kernels.qkv_stacked, rows_of(QKV_ROWS), 128),
+            _ if fits_packed(d) && args.delta == 0 && has_prompts => {
+                (&kernels.qkv_prompts, prompts, d / 2)
+            }
+            _ => (&kernels.qkv, rows_of(QKV_ROWS), 128),
         };
-        let shape = Shape::early([heads, rows.div_ceil(block), 1], threads);
+        let shape = Shape::early(grid, threads);
         // SAFETY: shapes, positions and slots are checked above; y is what was queued.
         unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args) }
     }
@@ -190,8 +198,8 @@ impl CudaBackend {
         args.bias = op.weight.bias();
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                let kernel = self.for_slots(&self.kernels.residual_packed);
-                (kernel, GROUP_ROWS * self.groups(), NORM_COLUMNS)
+                let kernel = self.kernels.residual_packed.of(self.step.stacked, self.has_prompts());
+                (kernel, self.block_rows(PACKED_ROWS), NORM_COLUMNS)
             }
             Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
             _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
@@ -207,14 +215,14 @@ impl CudaBackend {
         self.step.stacked > 0 && is_worth_packing(self.step.stacked, self.step.counts.rows)
     }
 
-    /// The one of a pair of those kernels that is for as many slots as the step has.
-    fn for_slots<'a>(&self, [one, several]: &'a [CudaFunction; 2]) -> &'a CudaFunction {
-        if self.step.stacked == 1 { one } else { several }
+    /// Whether the step has the kernels for prompts.
+    fn has_prompts(&self) -> bool {
+        self.step.counts.rows > MOST_SMALL
     }
 
-    /// Groups of rows that a warp of those kernels takes.
-    fn groups(&self) -> usize {
-        (self.step.counts.rows / MOST_SMALL).clamp(1, MOST_GROUPS)
+    /// Rows of a block of `residual_prompts` and `gated_mlp_prompts`, or else as many.
+    fn block_rows(&self, rows: usize) -> usize {
+        if self.has_prompts() { PROMPT_BLOCK_ROWS } else { rows }
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
@@ -223,7 +231,7 @@ impl CudaBackend {
         let out = op.out.output(rows, ffn)?;
         let place = Place { layer: op.layer, site: Site::GateUp };
         let queued = self.product(place, op.weight, x, &[ffn, ffn])?;
-        let row_warps = rows.div_ceil(GROUP_ROWS).next_power_of_two().min(GATED_WARPS);
+        let row_warps = rows.div_ceil(PACKED_ROWS).next_power_of_two().min(GATED_WARPS);
         let args = Gated {
             lora: queued.lora,
             y: queued.y,
@@ -235,15 +243,20 @@ impl CudaBackend {
             rows: rows as u32,
             delta: queued.delta,
             norm: self.norm_of(op.x),
-            groups: self.groups() as u32,
             row_warps: row_warps.ilog2(),
+            unused: 0,
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                let columns = GATED_WARPS / row_warps * PACKED_COLUMNS;
-                let block = row_warps * GROUP_ROWS * self.groups();
+                let has_prompts = self.has_prompts();
+                let columns = if has_prompts {
+                    PROMPT_COLUMNS
+                } else {
+                    GATED_WARPS / row_warps * PACKED_COLUMNS
+                };
+                let block = self.block_rows(row_warps * PACKED_ROWS);
                 let grid = [ffn.div_ceil(columns), rows.div_ceil(block), 1];
-                let kernel = self.for_slots(&self.kernels.gated_mlp_packed);
+                let kernel = self.kernels.gated_mlp_packed.of(self.step.stacked, has_prompts);
                 (kernel, Shape::early(grid, 32 * GATED_WARPS))
             }
             Pending::Stacked => {

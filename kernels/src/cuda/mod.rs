@@ -123,8 +123,8 @@ pub struct CudaBackend {
     room: Arc<AdapterRoom>,
     /// Recorded where the compute stream stands when an adapter's copy is queued.
     idle: CudaEvent,
-    /// Group size and count of the prefill tiles that were sent for this step.
-    prefill: Option<(usize, usize)>,
+    /// Group size and pairs of the prefill tiles that were sent for this step, and their count.
+    prefill: Option<([usize; 2], usize)>,
     /// How many slots for adapters are below weights.
     slots: usize,
     stack: Stack,

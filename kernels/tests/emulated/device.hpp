@@ -65,9 +65,15 @@ struct Block {
     std::vector<std::unique_ptr<Warp>> warps;
     std::unique_ptr<u8, decltype(&std::free)> shared;
 
-    Block(u32 threads, size_t bytes) : meet(threads), shared((u8*)std::aligned_alloc(128, bytes), std::free) {
+    Block(u32 threads, size_t bytes) : meet(threads), shared(allocate(bytes), std::free) {
         for (u32 w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<Warp>());
         memset(shared.get(), 0xff, bytes);
+    }
+
+    static u8* allocate(size_t bytes) {
+        void* memory = 0;
+        if (posix_memalign(&memory, 1024, bytes)) abort();
+        return (u8*)memory;
     }
 };
 
@@ -179,6 +185,7 @@ inline u32 __byte_perm(u32 x, u32 y, u32 selector) {
     return all;
 }
 inline float exp2_approx(float x) { return std::exp2(x); }
+inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
@@ -209,6 +216,7 @@ inline u32 pack_bf16(float low, float high) { return round_bf16(low) | (u32)roun
 // Kernels never overlap here.
 inline void let_dependents_start() {}
 inline void wait_for_primary() {}
+inline uint4 load_once(const void* p) { return *(const uint4*)p; }
 // Harmless anywhere on a device; here it shows whether it asks for what is there.
 inline void prefetch_l2(const void* p) { (void)*(const volatile u8*)p; }
 
@@ -242,6 +250,18 @@ inline void ldmatrix(u32 (&r)[4], const void* row) {
     });
 }
 
+inline void ldmatrix_transposed(u32 (&r)[4], const void* row) {
+    exchange(row, [&](auto of_lane) {
+        const u32 column = lane_id() / 4;
+        auto element = [&](u32 at) -> u32 { return ((const u16*)of_lane(at))[column]; };
+        for (u32 i = 0; i < 4; i++) {
+            const u32 first = 8 * i + lane_id() % 4 * 2;
+            r[i] = element(first) | element(first + 1) << 16;
+        }
+        return 0;
+    });
+}
+
 inline u32 transpose8(u32 x) {
     return exchange(x, [](auto of_lane) {
         const u32 g = lane_id() / 4, q = lane_id() % 4, shift = g % 2 * 16;
@@ -268,3 +288,67 @@ inline void mma16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
     }
     __syncwarp();
 }
+
+// Products of four warps. They run when they are queued; a warp makes its own sixteen rows.
+#define HAS_GROUP_PRODUCTS
+
+inline u64 shared_address(const void* shared) { return (u64)shared; }
+
+struct SharedOperand {
+    const u8* at;
+    u64 leading, stride;
+
+    SharedOperand(const void* at, u64 leading, u64 stride) : at((const u8*)at), leading(leading), stride(stride) {}
+    SharedOperand behind(u32 bytes) const { return SharedOperand(at + bytes, leading, stride); }
+
+    // Of `line` of those of 128 bytes, which begins a new group after each eight; sixteens of bytes have changed places.
+    float element(const u8* line, u32 column) const {
+        u64 address = (u64)line + 2 * column;
+        address ^= address >> 3 & 0x70;
+        u16 bits;
+        memcpy(&bits, (const void*)address, 2);
+        return __uint_as_float((u32)bits << 16);
+    }
+
+    // Where lines are K-long, and where a line is one K.
+    float of_row(u32 row, u32 k) const { return element(at + row / 8 * stride + row % 8 * 128, k); }
+    float of_column(u32 k, u32 column) const {
+        return element(at + column / 64 * leading + k / 8 * stride + k % 8 * 128, column % 64);
+    }
+};
+
+template <class A, class B>
+void multiply_group_by(float (&d)[16][4], A a, B b) {
+    for (u32 n = 0; n < 16; n++)
+        for (u32 e = 0; e < 4; e++) {
+            float sum = 0.0f;
+            for (u32 k = 0; k < 16; k++) sum += a(lane_id() / 4 + e / 2 * 8, k) * b(8 * n + 2 * (lane_id() % 4) + e % 2, k);
+            d[n][e] += sum;
+        }
+}
+
+inline void multiply_group(float (&d)[16][4], SharedOperand a, SharedOperand b, bool add) {
+    if (!add) memset(d, 0, sizeof(d));
+    const u32 warp = threadIdx.x / 32 % 4;
+    multiply_group_by(
+        d, [&](u32 row, u32 k) { return a.of_row(16 * warp + row, k); }, [&](u32 row, u32 k) { return b.of_row(row, k); });
+}
+
+inline void multiply_group_transposed(float (&d)[16][4], const u32 (&own)[4], SharedOperand b) {
+    Warp& warp = own_warp();
+    memcpy(warp.fragments[lane_id()], own, sizeof(own));
+    __syncwarp();
+    auto a = [&](u32 row, u32 k) {
+        const u32 pair = warp.fragments[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+        return __uint_as_float(k % 2 ? pair & 0xffff0000u : pair << 16);
+    };
+    multiply_group_by(d, a, [&](u32 column, u32 k) { return b.of_column(k, column); });
+    __syncwarp();
+}
+
+inline void group_fence() {}
+inline void group_commit() {}
+template <int PENDING>
+void group_wait() {}
+inline void hold(float (&)[16][4]) {}
+inline void publish_to_products() {}

@@ -12,6 +12,10 @@
 
 #include "../../cuda/norm.cuh"
 
+#include "../../cuda/prompts.cuh"
+
+#include "../../cuda/paged.cuh"
+
 #include "../../cuda/gated_mlp.cu"
 #include "../../cuda/qkv.cu"
 #include "../../cuda/residual.cu"
@@ -22,9 +26,9 @@
 struct Case {
     std::vector<std::vector<u32>> ranks;
     u32 rows;
-    u32 groups;  // of eight rows, that a warp takes
+    bool prompts = false;
 
-    bool has_norms() const { return groups > 1; }
+    bool has_norms() const { return prompts; }
 };
 
 struct Adapter {
@@ -134,7 +138,7 @@ struct Site {
     u32 groups_of(u32 rows) const { return (job.rows + rows - 1) / rows; }
 };
 
-enum Kind { WORKED_OUT, PACKED, TABLES };
+enum Kind { WITHOUT, WORKED_OUT, PACKED, TABLES };
 
 // Sums of squares, and what rows are multiplied with for them.
 struct Factors {
@@ -165,7 +169,7 @@ static void residual_agrees(const Case& job, Kind kind) {
     args.lora = site.lora(y.data(), width);
     args.y = y.data(), args.bias = bias.data(), args.residual = residual.data(), args.weight = weight.data(), args.x = x.data();
     args.norm = {squares.data(), pieces, width, Factors::EPS, 1.0f / width};
-    args.y_stride = site.stride(width), args.stride = width, args.rows = job.rows, args.groups = job.groups;
+    args.y_stride = site.stride(width), args.stride = width, args.rows = job.rows;
     args.columns = block;
     if (kind == WORKED_OUT) {
         args.delta = delta.data();
@@ -173,7 +177,10 @@ static void residual_agrees(const Case& job, Kind kind) {
     } else if (kind == TABLES)
         launch({pieces, job.rows, 1}, 128, [&] { residual_stacked(args); });
     else
-        launch({pieces, site.groups_of(8 * job.groups), 1}, 256, [&] { site.slots == 1 ? residual_one(args) : residual_packed(args); });
+        launch({pieces, site.groups_of(job.prompts ? 64 : 8), 1}, 256, [&] {
+            if (job.prompts) return residual_prompts(args);
+            site.slots == 1 ? residual_one(args) : residual_packed(args);
+        });
     for (u32 row = 0; row < job.rows; row++) {
         double total = 0, found = 0;
         for (u32 c = 0; c < width; c++) {
@@ -190,7 +197,7 @@ static void residual_agrees(const Case& job, Kind kind) {
 }
 
 static void gate_agrees(const Case& job, Kind kind) {
-    const u32 ffn = 136;
+    const u32 ffn = job.prompts ? 328 : 136;
     Site site(job, {ffn, ffn});
     Factors factors(job.rows);
     auto y = random_bf16(job.rows * site.stride(2 * ffn)), delta = random_bf16(y.size());
@@ -199,7 +206,7 @@ static void gate_agrees(const Case& job, Kind kind) {
     GatedArgs args{};
     args.lora = site.lora(y.data(), 2 * ffn);
     args.y = y.data(), args.bias = bias.data(), args.out = out.data();
-    args.y_stride = site.stride(2 * ffn), args.out_stride = ffn, args.ffn = ffn, args.rows = job.rows, args.groups = job.groups;
+    args.y_stride = site.stride(2 * ffn), args.out_stride = ffn, args.ffn = ffn, args.rows = job.rows;
     args.norm = factors.norm();
     args.row_warps = job.rows <= 8 ? 0 : job.rows <= 16 ? 1 : 2;
     if (kind == WORKED_OUT) {
@@ -208,9 +215,12 @@ static void gate_agrees(const Case& job, Kind kind) {
     } else if (kind == TABLES) {
         launch({(ffn + 255) / 256, site.groups_of(8), 1}, 128, [&] { gated_mlp_stacked(args); });
     } else {
-        const u32 columns = PACKED_COLUMNS * (4 >> args.row_warps), rows = 8 * job.groups << args.row_warps;
-        launch({(ffn + columns - 1) / columns, site.groups_of(rows), 1}, 128,
-               [&] { site.slots == 1 ? gated_mlp_one(args) : gated_mlp_packed(args); });
+        const u32 columns = job.prompts ? 256 : PACKED_COLUMNS * (4 >> args.row_warps);
+        const u32 rows = job.prompts ? 64 : 8 << args.row_warps;
+        launch({(ffn + columns - 1) / columns, site.groups_of(rows), 1}, 128, [&] {
+            if (job.prompts) return gated_mlp_prompts(args);
+            site.slots == 1 ? gated_mlp_one(args) : gated_mlp_packed(args);
+        });
     }
     for (u32 row = 0; row < job.rows; row++)
         for (u32 c = 0; c < ffn; c++) {
@@ -225,7 +235,7 @@ static void gate_agrees(const Case& job, Kind kind) {
 }
 
 static void heads_agree(const Case& job, Kind kind, u32 d) {
-    const u32 heads = 2, outputs = 4 * d, positions = 64, block = 16;
+    const u32 heads = 3, outputs = (heads + 2) * d, positions = 64, block = 16;
     Site site(job, {heads * d, d, d});
     Factors factors(job.rows);
     auto y = random_bf16(job.rows * site.stride(outputs)), delta = random_bf16(y.size());
@@ -242,7 +252,7 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
     if (job.has_norms()) args.q_norm = q_norm.data(), args.k_norm = k_norm.data();
     args.q = q.data(), args.k_cache = k.data(), args.v_cache = v.data();
     args.y_stride = site.stride(outputs), args.q_stride = heads * d, args.heads = heads, args.kv_heads = 1;
-    args.d = args.d_padded = d, args.block_size = block, args.eps = Factors::EPS, args.rows = job.rows, args.groups = job.groups;
+    args.d = args.d_padded = d, args.block_size = block, args.eps = Factors::EPS, args.rows = job.rows;
     args.lora = site.lora(y.data(), outputs), args.norm = factors.norm();
     if (kind == WORKED_OUT) {
         args.delta = delta.data();
@@ -250,7 +260,11 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
     } else if (kind == TABLES)
         launch({heads + 2, site.groups_of(4), 1}, 128, [&] { qkv_stacked(args); });
     else
-        launch({heads + 2, site.groups_of(8 * job.groups), 1}, d / 2, [&] { site.slots == 1 ? qkv_one(args) : qkv_packed(args); });
+        launch({job.prompts ? (heads + 2 + PROMPT_HEADS - 1) / PROMPT_HEADS : heads + 2, site.groups_of(job.prompts ? 16 : 8), 1}, d / 2, [&] {
+            if (kind == WITHOUT) return qkv_prompts(args);
+            if (job.prompts) return qkv_prompts_packed(args);
+            site.slots == 1 ? qkv_one(args) : qkv_packed(args);
+        });
     for (u32 row = 0; row < job.rows; row++)
         for (u32 head = 0; head < heads + 2; head++) {
             const u32 part = head < heads ? 0 : head - heads + 1, own = part == 0 ? head : 0;
@@ -259,7 +273,11 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
             double sum = 0;
             for (u32 c = 0; c < d; c++) {
                 const u32 at = row * args.y_stride + head * d + c;
-                const double added = kind == WORKED_OUT ? value(delta[at]) : site.delta(y.data(), outputs, row, part, own * d + c);
+                double added = 0;
+                if (kind == WORKED_OUT)
+                    added = value(delta[at]);
+                else if (kind != WITHOUT)
+                    added = site.delta(y.data(), outputs, row, part, own * d + c);
                 x[c] = factors.of_row(row) * (value(y[at]) + added) + bias[head * d + c];
                 sum += x[c] * x[c];
             }
@@ -278,9 +296,9 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
 int main() {
     const std::vector<std::vector<u32>> one = {{16, 9, 16}}, uneven = {{24, 4, 33}, {0, 12, 8}};
     const std::vector<std::vector<u32>> six = {{16, 16, 16}, {8, 8, 8}, {16, 0, 2}, {16, 16, 16}, {16, 5, 16}, {1, 1, 1}};
-    const std::vector<std::vector<u32>> many(40, {16, 5, 1}), all_slots = {{1024, 7, 40}};
-    const Case cases[] = {{one, 1, 1},     {one, 19, 1}, {one, 35, 2},    {uneven, 7, 1},
-                          {uneven, 27, 2}, {six, 33, 1}, {many, 90, 2}, {all_slots, 9, 1}};
+    const std::vector<std::vector<u32>> many(30, {16, 5, 1}), all_slots = {{1024, 7, 40}};
+    const Case cases[] = {{one, 1},    {one, 19},           {one, 35, true},  {uneven, 7},
+                          {uneven, 27, true}, {six, 33}, {many, 90, true}, {all_slots, 9}};
     for (const Case& job : cases)
         for (Kind kind : {WORKED_OUT, PACKED, TABLES}) {
             // To those that get what LoRA adds the adapters make no difference.
@@ -289,6 +307,7 @@ int main() {
             gate_agrees(job, kind);
             for (u32 d : {64, 128}) heads_agree(job, kind, d);
         }
-    heads_agree(cases[2], PACKED, 256);
+    for (Kind kind : {WITHOUT, PACKED}) heads_agree(cases[2], kind, 256);
+    heads_agree(cases[2], WITHOUT, 64);
     printf("%ld values, the worst off by %.4f\n", values, worst);
 }
