@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles every kernel for every architecture, without a GPU and without a CUDA toolkit, and runs those that multiply with B,
-# attention of single rows and products of few on the CPU, where there is a C++ compiler. Fetches NVRTC once.
+# attention and products of few rows on the CPU, where there is a C++ compiler. Fetches NVRTC once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=13.4.92

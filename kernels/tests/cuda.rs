@@ -47,22 +47,30 @@ fn cuda(graph_rows: &[usize], slots: usize) -> CudaBackend {
     backend
 }
 
-fn wide_cases() -> Vec<Case> {
-    let shape = Shape {
-        hidden: 64,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 16,
-        ffn: 96,
-        vocab: 48,
-        window: None,
-        bias: false,
-        qk_norm: false,
-    };
-    let life = |arrives, prompt, chunk, decode| Life { arrives, prompt, chunk, decode };
-    let base = |name: &str| Case {
+const SHAPE: Shape = Shape {
+    hidden: 64,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 16,
+    ffn: 96,
+    vocab: 48,
+    window: None,
+    bias: false,
+    qk_norm: false,
+};
+
+/// Rows share B; sums of squares come in pieces.
+const SHARED: Shape =
+    Shape { head_dim: 128, hidden: 264, ffn: 392, bias: true, qk_norm: true, ..SHAPE };
+
+fn life(arrives: usize, prompt: usize, chunk: usize, decode: usize) -> Life {
+    Life { arrives, prompt, chunk, decode }
+}
+
+fn base(name: &str) -> Case {
+    Case {
         name: name.into(),
-        shape,
+        shape: SHAPE,
         host: DType::Bf16,
         int8: false,
         block_size: 16,
@@ -76,28 +84,19 @@ fn wide_cases() -> Vec<Case> {
         ],
         sorted: true,
         one_behind: false,
-    };
-    let short = vec![life(0, 5, 5, 2), life(0, 3, 3, 2), life(1, 1, 1, 2)];
-    let wide = Shape { hidden: 2560, heads: 8, kv_heads: 2, head_dim: 128, ffn: 4104, ..shape };
-    let group = Shape { heads: 12, kv_heads: 1, head_dim: 64, ..shape };
-    let multi = Shape { heads: 20, kv_heads: 1, head_dim: 8, ..shape };
-    let large = Shape { heads: 2, kv_heads: 1, head_dim: 256, ..shape };
-    let high = vec![[64; 7], [64; 7], [24; 7]];
-    // Rows share B; sums of squares come in pieces.
-    let shared = Shape { heads: 4, head_dim: 128, hidden: 264, ffn: 392, ..shape };
-    let shared = Shape { bias: true, qk_norm: true, ..shared };
-    let prompts = vec![life(0, 1100, 1100, 1); 2];
-    let pieces = Shape { hidden: 1104, ..shared };
-    // As many outputs as a multiprocessor each has a share of.
-    let spread = Shape { hidden: 4104, heads: 2, kv_heads: 1, ffn: 520, bias: false, ..shared };
-    // Steps with and without adapters that are replayed in turns.
-    let turns = vec![life(0, 2, 2, 6), life(0, 2, 2, 40), life(0, 2, 2, 6), life(14, 2, 2, 8)];
-    let odd = Shape { heads: 3, kv_heads: 3, head_dim: 18, hidden: 52, ffn: 90, ..shape };
+    }
+}
+
+/// Long chunks, by the kernels for prompts.
+fn prompt_cases() -> Vec<Case> {
+    let group = Shape { heads: 12, kv_heads: 1, head_dim: 64, ..SHAPE };
+    let multi = Shape { heads: 20, kv_heads: 1, head_dim: 8, ..SHAPE };
+    let large = Shape { heads: 2, kv_heads: 1, head_dim: 256, ..SHAPE };
+    let odd = Shape { heads: 3, kv_heads: 3, head_dim: 18, hidden: 52, ffn: 90, ..SHAPE };
     let window = Shape { window: Some(100), ..group };
+    let prompts = vec![life(0, 1100, 1100, 1); 2];
     vec![
         base("a chunk of 700 rows"),
-        Case { shape: wide, lives: short.clone(), ..base("wide matrices") },
-        Case { adapters: high, lives: short, ..base("more ranks than are packed") },
         Case { shape: group, ..base("twelve heads to a group") },
         Case { shape: multi, ..base("twenty heads of 8 to a group") },
         Case { shape: large, ..base("heads of 256") },
@@ -105,30 +104,45 @@ fn wide_cases() -> Vec<Case> {
         Case { shape: window, ..base("a window of 100 over long contexts") },
         Case { block_size: 24, ..base("blocks of 24") },
         Case { lives: vec![life(0, 1500, 512, 12); 3], ..base("long contexts") },
-        Case { shape: shared, ..base("a chunk of 700 rows, heads of 128") },
+        Case { shape: SHARED, ..base("a chunk of 700 rows, heads of 128") },
         Case {
-            shape: Shape { window: Some(100), ..shared },
+            shape: Shape { window: Some(100), ..SHARED },
             ..base("a window of 100, heads of 128")
         },
         Case {
-            shape: shared,
+            shape: SHARED,
             lives: vec![life(0, 1500, 512, 2); 2],
             ..base("long contexts, heads of 128")
         },
-        Case { shape: shared, lives: prompts.clone(), ..base("2,200 rows") },
+        Case { shape: SHARED, lives: prompts.clone(), ..base("2,200 rows") },
         Case {
-            shape: shared,
+            shape: SHARED,
             mix: Mix::Base,
             lives: prompts.clone(),
             ..base("2,200 rows without adapters")
         },
         Case {
-            shape: shared,
+            shape: SHARED,
             adapters: vec![[16; 7]],
             mix: Mix::Identical,
             lives: prompts,
             ..base("2,200 rows of an adapter")
         },
+    ]
+}
+
+fn decode_cases() -> Vec<Case> {
+    let short = vec![life(0, 5, 5, 2), life(0, 3, 3, 2), life(1, 1, 1, 2)];
+    let wide = Shape { hidden: 2560, heads: 8, kv_heads: 2, head_dim: 128, ffn: 4104, ..SHAPE };
+    let high = vec![[64; 7], [64; 7], [24; 7]];
+    let pieces = Shape { hidden: 1104, ..SHARED };
+    // As many outputs as a multiprocessor each has a share of.
+    let spread = Shape { hidden: 4104, heads: 2, kv_heads: 1, ffn: 520, bias: false, ..SHARED };
+    // Steps with and without adapters that are replayed in turns.
+    let turns = vec![life(0, 2, 2, 6), life(0, 2, 2, 40), life(0, 2, 2, 6), life(14, 2, 2, 8)];
+    vec![
+        Case { shape: wide, lives: short.clone(), ..base("wide matrices") },
+        Case { adapters: high, lives: short, ..base("more ranks than are packed") },
         Case { shape: pieces, lives: vec![life(0, 2, 2, 2); 100], ..base("a hundred decodes") },
         Case { shape: spread, lives: vec![life(0, 2, 2, 2); 30], ..base("thirty wide rows") },
         Case { shape: spread, lives: vec![life(0, 2, 2, 2); 5], ..base("five wide rows") },
@@ -156,7 +170,7 @@ fn wide_cases() -> Vec<Case> {
 #[test]
 #[ignore = "needs a GPU: see gpu-run.sh"]
 fn wide_shapes_agree_with_the_reference() {
-    for case in wide_cases() {
+    for case in [prompt_cases(), decode_cases()].concat() {
         let (world, plan) = (World::new(&case), Plan::mixed(&case));
         for probe in [Probe::Attention, Probe::Decoder] {
             let (case, world, plan) = (&case, &world, &plan);

@@ -1,4 +1,4 @@
-//! Attention: rows alone by `decode.cu`, chunks of prompts by `prefill.cu`.
+//! Attention: rows alone by `decode.cu`, chunks of prompts by `prefill.cu` or, on Hopper, `prefill_hopper.cu`.
 
 use super::CudaBackend;
 use super::error::check;
