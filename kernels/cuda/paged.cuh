@@ -2,8 +2,6 @@
 // are neighbours.
 #pragma once
 
-#define LOG2_E 1.4426950408889634f
-
 struct Paged {
     const u16* k;
     const u16* v;

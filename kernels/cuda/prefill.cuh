@@ -41,11 +41,12 @@ struct Span {
     }
 };
 
-// Where the keys of a block lie in the cache, in eights of elements: found once for the 2 D / 8 loads that each takes. A thread
-// finds those that it loads side by side.
+// Where the keys of a block lie in the cache, in eights of elements (32 bits do for 64 GiB of a layer's K): found once for the
+// 2 D / 8 loads that each takes. A thread finds those that it loads side by side.
 template <int D, u32 KEYS, u32 THREADS>
 struct KeyPlaces {
     static const u32 CHUNKS = D / 8, STEP = THREADS / CHUNKS, COUNT = KEYS / STEP;
+    static_assert(COUNT % 4 == 0, "a thread reads its places four at a time");
 
     // A thread's own key's; any there is where the key is not.
     DEVICE static u32 find(const PrefillArgs& args, const u32* table, u32 first, u32 end) {
@@ -103,11 +104,10 @@ DEVICE void load_queries(const PrefillArgs& args, const PrefillTile& tile, const
 template <u32 KEYS>
 using Scores = float[KEYS / 8][4];
 
-// Leaves out the keys from `first` on that rows do not see: without a window the last few blocks of keys alone have such.
-// `positions`: of the sixteen rows.
+// Leaves out the keys from `first` on that rows do not see: few blocks of keys have such. `positions`: of the sixteen rows.
 template <u32 KEYS>
 DEVICE void mask(u32 window, const u32* positions, u32 first, Scores<KEYS>& s) {
-    if (!window && first + KEYS <= positions[0] + 1) return;
+    if (first + KEYS <= positions[0] + 1 && (!window || first + window > positions[15])) return;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 own = positions[8 * half + threadIdx.x % 32 / 4];
@@ -135,13 +135,13 @@ struct SixteenRows {
     }
 
     // Turns scores into weights. `scale`: of a score to a power of two. Returns whether `rescale` is to follow.
-    template <u32 KEYS>
-    DEVICE bool soften(float scale, float (&s)[KEYS][4], float (&factor)[2]) {
+    template <u32 EIGHTS>
+    DEVICE bool soften(float scale, float (&s)[EIGHTS][4], float (&factor)[2]) {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             float two[2] = {-INFINITY_F, -INFINITY_F};
 #pragma unroll
-            for (u32 n = 0; n < KEYS; n++) two[n % 2] = fmaxf(two[n % 2], fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+            for (u32 n = 0; n < EIGHTS; n++) two[n % 2] = fmaxf(two[n % 2], fmaxf(s[n][2 * half], s[n][2 * half + 1]));
             float max = fmaxf(two[0], two[1]);
             max = fmaxf(max, __shfl_xor_sync(FULL_WARP, max, 1));
             max = fmaxf(max, __shfl_xor_sync(FULL_WARP, max, 2)) * scale;
@@ -154,7 +154,7 @@ struct SixteenRows {
             // A window may leave a row without a key here.
             const float from = base[half] == -INFINITY_F ? 0.0f : base[half];
 #pragma unroll
-            for (u32 n = 0; n < KEYS; n++)
+            for (u32 n = 0; n < EIGHTS; n++)
 #pragma unroll
                 for (u32 e = 2 * half; e < 2 * half + 2; e++) {
                     s[n][e] = exp2_approx(s[n][e] * scale - from);
@@ -176,9 +176,7 @@ struct SixteenRows {
         const u32 g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            float all = sum[half];
-            all += __shfl_xor_sync(FULL_WARP, all, 1);
-            all += __shfl_xor_sync(FULL_WARP, all, 2);
+            const float all = sum_of_quad(sum[half]);
             u16* out = place_of_pair(args, tile, args.out, first + 8 * half + g, positions[8 * half + g]);
             if (!out) continue;
             const float share = __fdividef(1.0f, all);
@@ -193,8 +191,8 @@ struct SixteenRows {
 };
 
 // Weights of sixteen keys as the other operand of a product.
-template <u32 KEYS>
-DEVICE void pack_weights(const float (&s)[KEYS][4], u32 n, u32 (&a)[4]) {
+template <u32 EIGHTS>
+DEVICE void pack_weights(const float (&s)[EIGHTS][4], u32 n, u32 (&a)[4]) {
 #pragma unroll
     for (u32 e = 0; e < 4; e++) {
         const float(&own)[4] = s[2 * n + e / 2];

@@ -3,6 +3,7 @@
 
 #define FULL_WARP 0xffffffffu
 #define INFINITY_F __uint_as_float(0x7f800000u)
+#define LOG2_E 1.4426950408889634f
 
 DEVICE float low_f32(u32 pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_f32(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -58,4 +59,10 @@ DEVICE float warp_sum(float x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(FULL_WARP, x, offset);
     return x;
+}
+
+// Over four neighbouring lanes.
+DEVICE float sum_of_quad(float x) {
+    x += __shfl_xor_sync(FULL_WARP, x, 1);
+    return x + __shfl_xor_sync(FULL_WARP, x, 2);
 }

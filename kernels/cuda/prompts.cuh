@@ -5,7 +5,7 @@
 
 #define PROMPT_ROWS 16
 
-// What a step's adapters add to sixteen rows, B packed; at most 32 slots. `PARTS`: of a site, at once.
+// What a step's adapters add to sixteen rows, B packed; at most 32 slots (`MOST_OF_PROMPTS` in `stack.rs`). `PARTS`: of a site, at once.
 template <u32 PARTS>
 struct AdaptersOfPrompts {
     const Lora& lora;
@@ -83,11 +83,6 @@ struct NoAdapters {
         for (u32 e = 0; e < GROUPS * 16; e++) delta[e / 16][e / 8 % 2][e % 8] = 0.0f;
     }
 };
-
-DEVICE float sum_of_quad(float x) {
-    x += __shfl_xor_sync(FULL_WARP, x, 1);
-    return x + __shfl_xor_sync(FULL_WARP, x, 2);
-}
 
 // What a row of x has to be multiplied with, if it is there; four lanes ask for the same.
 DEVICE float factor_of_quad(const Norm& norm, u32 row, bool there) {

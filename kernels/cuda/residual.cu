@@ -264,21 +264,20 @@ KERNEL(256, 2) residual_prompts(const ResidualArgs args) {
 #pragma unroll 1
     for (u32 n = 0; n < 4; n++) {
         const u32 column = blockIdx.x * 256 + (warp % 2 * 4 + n) * PACKED_COLUMNS, i = column + 8 * q;
-        // A multiple of eight of a row, as of the weight: what lies past the width is zero.
         if (column >= args.stride) break;
         const bool inside = i < args.stride;
-        const u32 columns[1] = {min(column, width - PACKED_COLUMNS)};
+        const u32 columns[1] = {column};
         Constants constants[2];
         constants[0].load(args, i), constants[1].load(args, i + 4);
-        uint4 y[2] = {}, before[2][2] = {};
-        float delta[1][2][8];
+        uint4 y[2] = {};
+        float before[2][2][4] = {}, delta[1][2][8];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             if (!inside || g + 8 * half >= rows) continue;
             const u32 at = row + g + 8 * half;
             const float* residual = args.residual + (u64)at * args.stride + i;
             y[half] = load_once(args.y + (u64)at * args.y_stride + i);
-            before[half][0] = *(const uint4*)residual, before[half][1] = *(const uint4*)(residual + 4);
+            load_floats(residual, before[half][0]), load_floats(residual + 4, before[half][1]);
         }
         adapters.multiply(0, columns, width, delta);
 #pragma unroll
@@ -287,9 +286,7 @@ KERNEL(256, 2) residual_prompts(const ResidualArgs args) {
             widen8(y[half], v);
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
-                const uint4 raw = before[half][k / 4];
-                const u32 bits[4] = {raw.x, raw.y, raw.z, raw.w};
-                v[k] += __uint_as_float(bits[k % 4]) + delta[0][half][k] + constants[k / 4].bias[k % 4];
+                v[k] += before[half][k / 4][k % 4] + delta[0][half][k] + constants[k / 4].bias[k % 4];
                 x[k] = v[k] * constants[k / 4].weight[k % 4];
             }
             const bool there = inside && g + 8 * half < rows;

@@ -87,7 +87,7 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Elements a head, a multiple of 2.
     pub head_dim: usize,
-    /// Multiplies `q · k`; usually `1 / sqrt(head_dim)`.
+    /// Multiplies `q · k`, above 0; usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// A row at position `p` sees positions over `p - window`; `None` sees all up to `p`.
     pub window: Option<u32>,

@@ -101,6 +101,7 @@ fn prompt_cases() -> Vec<Case> {
         Case { shape: multi, ..base("twenty heads of 8 to a group") },
         Case { shape: large, ..base("heads of 256") },
         Case { shape: odd, ..base("sizes that are no multiples of 8") },
+        Case { shape: Shape { head_dim: 90, ..SHAPE }, ..base("heads of 90") },
         Case { shape: window, ..base("a window of 100 over long contexts") },
         Case { block_size: 24, ..base("blocks of 24") },
         Case { lives: vec![life(0, 1500, 512, 12); 3], ..base("long contexts") },

@@ -1,7 +1,7 @@
 //! Attention: rows alone by `decode.cu`, chunks of prompts by `prefill.cu` or, on Hopper, `prefill_hopper.cu`.
 
 use super::CudaBackend;
-use super::error::check;
+use super::error::{check, check_below};
 use super::gpu::Shape;
 use super::graphs::most_items;
 use super::kernel_args::{Decode, Paged, Prefill};
@@ -18,6 +18,8 @@ const DECODE_HEADS: usize = 8;
 const LEAST_EARLY: u32 = 64;
 const MOST_EARLY: u32 = ITEM_KEYS as u32;
 const FEW_ROWS: usize = 16;
+/// Tiles that a grid may have in y, and one.
+const MOST_TILES: usize = 1 << 16;
 /// Words of `PrefillTile`.
 const TILE_WORDS: usize = 8;
 
@@ -47,6 +49,10 @@ impl CudaBackend {
         };
         let stride = op.q.stride as u32;
         let (scale, window) = (op.shape.scale, op.shape.window.unwrap_or(0));
+        if scale.is_nan() || scale <= 0.0 {
+            // `prefill.cuh` finds the largest score before it multiplies.
+            return Err(KernelError::Unsupported(format!("scores times {scale} (above 0)")));
+        }
         if self.step.sequences.iter().any(|sequence| sequence.rows == 1) {
             self.reserve_items(&op)?;
             let grid = [self.step.counts.items, kv_heads, group.div_ceil(DECODE_HEADS)];
@@ -71,6 +77,7 @@ impl CudaBackend {
         }
         let form = self.kernels.prefill[variant].0;
         let tiles = self.prefill_tiles(group, form.pairs)?;
+        check_below("tiles of attention", tiles, MOST_TILES)?;
         if tiles > 0 {
             let tiles_at = self.work.prefill.address();
             let args = Prefill {

@@ -166,9 +166,10 @@ impl PrefillForm {
     }
 
     fn source_and_name(&self, d: usize) -> (&'static str, String) {
-        match self.is_hopper {
-            true => ("prefill_hopper.cu", format!("prefill_hopper{d}")),
-            false => ("prefill.cu", format!("prefill{d}")),
+        if self.is_hopper {
+            ("prefill_hopper.cu", format!("prefill_hopper{d}"))
+        } else {
+            ("prefill.cu", format!("prefill{d}"))
         }
     }
 }

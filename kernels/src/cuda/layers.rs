@@ -28,7 +28,7 @@ const RESIDUAL_COLUMNS: usize = 1024;
 const RESIDUAL_STACKED_COLUMNS: usize = 512;
 /// Rows of a block of `qkv`.
 const QKV_ROWS: usize = 4;
-/// Rows of a warp in the kernels with B packed.
+/// Rows of a warp in the kernels with B packed, but for prompts.
 const PACKED_ROWS: usize = 8;
 /// Heads and rows of a block of `qkv_prompts`; rows of one of `residual_prompts`, columns and rows of one of `gated_mlp_prompts`.
 const PROMPT_HEADS: usize = 4;
@@ -38,7 +38,7 @@ const PROMPT_COLUMNS: usize = 256;
 /// Warps of a block of `gated_mlp_packed`.
 const GATED_WARPS: usize = 4;
 
-/// Whether `qkv_packed` knows heads of that size.
+/// Whether `qkv_packed` and `qkv_prompts` know heads of that size.
 pub(super) const fn fits_packed(head_dim: usize) -> bool {
     head_dim.is_multiple_of(2 * PACKED_COLUMNS) && head_dim <= 8 * PACKED_COLUMNS
 }
@@ -220,9 +220,9 @@ impl CudaBackend {
         self.step.counts.rows > MOST_SMALL
     }
 
-    /// Rows of a block of `residual_prompts` and `gated_mlp_prompts`, or else as many.
-    fn block_rows(&self, rows: usize) -> usize {
-        if self.has_prompts() { PROMPT_BLOCK_ROWS } else { rows }
+    /// Rows of a block of the residual or the gate with B packed: `few` where the step has none of the kernels for prompts.
+    fn block_rows(&self, few: usize) -> usize {
+        if self.has_prompts() { PROMPT_BLOCK_ROWS } else { few }
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {

@@ -37,10 +37,11 @@ const WIDTHS: usize = 6;
 pub(super) const PACKED_COLUMNS: usize = 32;
 const PACKED_SCALES: usize = MOST_SLOTS * 4 * size_of::<f32>();
 
-/// Slots of steps of more than [`MOST_SMALL`] rows.
+/// Slots of steps of more than [`MOST_SMALL`] rows. `prompts.cuh` has them in a word.
 const MOST_OF_PROMPTS: usize = 32;
+const _: () = assert!(MOST_OF_PROMPTS <= u32::BITS as usize);
 
-/// Whether so many slots had better have B laid out. Eight rows take theirs in turns, so a few have to share each; with more rows
+/// Whether so many slots had better have B laid out. Eight rows (sixteen of prompts) take theirs in turns, so a few have to share each; with more rows
 /// that each read their own B it pays sooner. And of prompts all rows compute what the others' slots have of A.
 pub(super) fn is_worth_packing(slots: usize, rows: usize) -> bool {
     let (most, rows_per_slot) = match rows {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -220,14 +221,19 @@ inline uint4 load_once(const void* p) { return *(const uint4*)p; }
 // Harmless anywhere on a device; here it shows whether it asks for what is there.
 inline void prefetch_l2(const void* p) { (void)*(const volatile u8*)p; }
 
-// Copies are there when they are waited for, which is as late as the kernels may reckon with.
+// Copies are there when they are waited for, which is as late as the kernels may reckon with. What lay there is gone at once, which
+// is as early.
 struct Copy {
     void* to;
     const void* from;  // null: zeros
 };
 inline thread_local std::vector<std::vector<Copy>> copies(1);
 
-inline void copy_async(void* shared, const void* global, bool valid) { copies.back().push_back({shared, valid ? global : 0}); }
+inline void copy_async(void* shared, const void* global, bool valid) {
+    if (((u64)shared | (valid ? (u64)global : 0)) % 16) abort();
+    memset(shared, 0xff, 16);
+    copies.back().push_back({shared, valid ? global : 0});
+}
 inline void copy_commit() { copies.emplace_back(); }
 
 template <int PENDING>
@@ -289,7 +295,8 @@ inline void mma16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
     __syncwarp();
 }
 
-// Products of four warps. They run when they are queued; a warp makes its own sixteen rows.
+// Products of four warps, of which each makes its own sixteen rows. They read and write when they are waited for, as late as the
+// kernels may reckon with; until then a result that is not added to is NaN.
 #define HAS_GROUP_PRODUCTS
 
 inline u64 shared_address(const void* shared) { return (u64)shared; }
@@ -327,28 +334,51 @@ void multiply_group_by(float (&d)[16][4], A a, B b) {
         }
 }
 
+inline thread_local std::vector<std::vector<std::function<void()>>> products(1);
+inline thread_local bool fenced;
+
+inline void queue_product(std::function<void()> product) {
+    if (!fenced) abort();
+    products.back().push_back(std::move(product));
+}
+
 inline void multiply_group(float (&d)[16][4], SharedOperand a, SharedOperand b, bool add) {
-    if (!add) memset(d, 0, sizeof(d));
-    const u32 warp = threadIdx.x / 32 % 4;
-    multiply_group_by(
-        d, [&](u32 row, u32 k) { return a.of_row(16 * warp + row, k); }, [&](u32 row, u32 k) { return b.of_row(row, k); });
+    if (!add)
+        for (auto& row : d) std::fill_n(row, 4, NAN);
+    queue_product([&d, a, b, add] {
+        if (!add) memset(d, 0, sizeof(d));
+        const u32 warp = threadIdx.x / 32 % 4;
+        multiply_group_by(
+            d, [&](u32 row, u32 k) { return a.of_row(16 * warp + row, k); }, [&](u32 row, u32 k) { return b.of_row(row, k); });
+    });
 }
 
 inline void multiply_group_transposed(float (&d)[16][4], const u32 (&own)[4], SharedOperand b) {
-    Warp& warp = own_warp();
-    memcpy(warp.fragments[lane_id()], own, sizeof(own));
-    __syncwarp();
-    auto a = [&](u32 row, u32 k) {
-        const u32 pair = warp.fragments[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-        return __uint_as_float(k % 2 ? pair & 0xffff0000u : pair << 16);
-    };
-    multiply_group_by(d, a, [&](u32 column, u32 k) { return b.of_column(k, column); });
-    __syncwarp();
+    queue_product([&d, &own, b] {
+        Warp& warp = own_warp();
+        memcpy(warp.fragments[lane_id()], own, sizeof(own));
+        __syncwarp();
+        auto a = [&](u32 row, u32 k) {
+            const u32 pair = warp.fragments[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+            return __uint_as_float(k % 2 ? pair & 0xffff0000u : pair << 16);
+        };
+        multiply_group_by(d, a, [&](u32 column, u32 k) { return b.of_column(k, column); });
+        __syncwarp();
+    });
 }
 
-inline void group_fence() {}
-inline void group_commit() {}
+inline void group_fence() { fenced = true; }
+inline void group_commit() { products.emplace_back(); }
+
 template <int PENDING>
-void group_wait() {}
+void group_wait() {
+    // The last group is not committed.
+    while (products.size() > PENDING + 1) {
+        for (const auto& product : products.front()) product();
+        products.erase(products.begin());
+    }
+    fenced = false;
+}
+
 inline void hold(float (&)[16][4]) {}
 inline void publish_to_products() {}

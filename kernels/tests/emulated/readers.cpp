@@ -27,8 +27,8 @@ struct Case {
     std::vector<std::vector<u32>> ranks;
     u32 rows;
     bool prompts = false;
-
-    bool has_norms() const { return prompts; }
+    bool norms = prompts;  // of q and k
+    u32 pieces = 5;        // of a row's sums of squares
 };
 
 struct Adapter {
@@ -142,17 +142,17 @@ enum Kind { WITHOUT, WORKED_OUT, PACKED, TABLES };
 
 // Sums of squares, and what rows are multiplied with for them.
 struct Factors {
-    static const u32 PIECES = 5;
+    const u32 pieces;
     static constexpr float WIDTH = 64, EPS = 1e-5f;
     std::vector<float> squares;
 
-    explicit Factors(u32 rows) : squares(random_floats(rows * PIECES, 20)) {}
+    explicit Factors(const Case& job) : pieces(job.pieces), squares(random_floats(job.rows * pieces, 20)) {}
 
-    Norm norm() { return {squares.data(), PIECES, (u32)WIDTH, EPS, 1 / WIDTH}; }
+    Norm norm() { return {squares.data(), pieces, (u32)WIDTH, EPS, 1 / WIDTH}; }
 
     double of_row(u32 row) const {
         double sum = 0;
-        for (u32 p = 0; p < PIECES; p++) sum += squares[row * PIECES + p];
+        for (u32 p = 0; p < pieces; p++) sum += squares[row * pieces + p];
         return 1 / std::sqrt(sum / WIDTH + EPS);
     }
 };
@@ -199,7 +199,7 @@ static void residual_agrees(const Case& job, Kind kind) {
 static void gate_agrees(const Case& job, Kind kind) {
     const u32 ffn = job.prompts ? 328 : 136;
     Site site(job, {ffn, ffn});
-    Factors factors(job.rows);
+    Factors factors(job);
     auto y = random_bf16(job.rows * site.stride(2 * ffn)), delta = random_bf16(y.size());
     auto bias = random_floats(2 * ffn);
     std::vector<u16> out(job.rows * ffn);
@@ -237,7 +237,7 @@ static void gate_agrees(const Case& job, Kind kind) {
 static void heads_agree(const Case& job, Kind kind, u32 d) {
     const u32 heads = 3, outputs = (heads + 2) * d, positions = 64, block = 16;
     Site site(job, {heads * d, d, d});
-    Factors factors(job.rows);
+    Factors factors(job);
     auto y = random_bf16(job.rows * site.stride(outputs)), delta = random_bf16(y.size());
     auto bias = random_floats(outputs), q_norm = random_floats(d), k_norm = random_floats(d), rope = random_floats(positions * d);
     std::vector<u32> position, slot;
@@ -249,7 +249,7 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
     std::vector<u16> q(job.rows * heads * d), k(cache), v(cache);
     QkvArgs args{};
     args.y = y.data(), args.bias = bias.data(), args.rope = rope.data(), args.positions = position.data(), args.slots = slot.data();
-    if (job.has_norms()) args.q_norm = q_norm.data(), args.k_norm = k_norm.data();
+    if (job.norms) args.q_norm = q_norm.data(), args.k_norm = k_norm.data();
     args.q = q.data(), args.k_cache = k.data(), args.v_cache = v.data();
     args.y_stride = site.stride(outputs), args.q_stride = heads * d, args.heads = heads, args.kv_heads = 1;
     args.d = args.d_padded = d, args.block_size = block, args.eps = Factors::EPS, args.rows = job.rows;
@@ -260,7 +260,8 @@ static void heads_agree(const Case& job, Kind kind, u32 d) {
     } else if (kind == TABLES)
         launch({heads + 2, site.groups_of(4), 1}, 128, [&] { qkv_stacked(args); });
     else
-        launch({job.prompts ? (heads + 2 + PROMPT_HEADS - 1) / PROMPT_HEADS : heads + 2, site.groups_of(job.prompts ? 16 : 8), 1}, d / 2, [&] {
+        launch({job.prompts ? (heads + 1 + PROMPT_HEADS) / PROMPT_HEADS : heads + 2, site.groups_of(job.prompts ? 16 : 8), 1}, d / 2,
+               [&] {
             if (kind == WITHOUT) return qkv_prompts(args);
             if (job.prompts) return qkv_prompts_packed(args);
             site.slots == 1 ? qkv_one(args) : qkv_packed(args);
@@ -298,7 +299,7 @@ int main() {
     const std::vector<std::vector<u32>> six = {{16, 16, 16}, {8, 8, 8}, {16, 0, 2}, {16, 16, 16}, {16, 5, 16}, {1, 1, 1}};
     const std::vector<std::vector<u32>> many(30, {16, 5, 1}), all_slots = {{1024, 7, 40}};
     const Case cases[] = {{one, 1},    {one, 19},           {one, 35, true},  {uneven, 7},
-                          {uneven, 27, true}, {six, 33}, {many, 90, true}, {all_slots, 9}};
+                          {uneven, 27, true, false, 8}, {six, 33}, {many, 90, true}, {all_slots, 9}};
     for (const Case& job : cases)
         for (Kind kind : {WORKED_OUT, PACKED, TABLES}) {
             // To those that get what LoRA adds the adapters make no difference.
