@@ -21,11 +21,10 @@ mod world;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
-use loraplex_kernels::DType;
 use loraplex_kernels::cuda::{CudaBackend, CudaOptions};
 use loraplex_kernels::reference::ReferenceBackend;
 
-use case::{Case, Life, Mix, Shape};
+use case::{Case, Life, Mix, SMALL, Shape};
 use compare::{assert_consistent, widened};
 use naive::LogProbs;
 use plan::Plan;
@@ -47,21 +46,9 @@ fn cuda(graph_rows: &[usize], slots: usize) -> CudaBackend {
     backend
 }
 
-const SHAPE: Shape = Shape {
-    hidden: 64,
-    heads: 4,
-    kv_heads: 2,
-    head_dim: 16,
-    ffn: 96,
-    vocab: 48,
-    window: None,
-    bias: false,
-    qk_norm: false,
-};
-
 /// Rows share B; sums of squares come in pieces.
 const SHARED: Shape =
-    Shape { head_dim: 128, hidden: 264, ffn: 392, bias: true, qk_norm: true, ..SHAPE };
+    Shape { head_dim: 128, hidden: 264, ffn: 392, bias: true, qk_norm: true, ..SMALL };
 
 fn life(arrives: usize, prompt: usize, chunk: usize, decode: usize) -> Life {
     Life { arrives, prompt, chunk, decode }
@@ -69,11 +56,6 @@ fn life(arrives: usize, prompt: usize, chunk: usize, decode: usize) -> Life {
 
 fn base(name: &str) -> Case {
     Case {
-        name: name.into(),
-        shape: SHAPE,
-        host: DType::Bf16,
-        int8: false,
-        block_size: 16,
         adapters: vec![[16; 7], [8; 7], [33; 7]],
         mix: Mix::Gaps,
         lives: vec![
@@ -82,17 +64,16 @@ fn base(name: &str) -> Case {
             life(1, 90, 64, 2),
             life(2, 700, 700, 2),
         ],
-        sorted: true,
-        one_behind: false,
+        ..case::base(name)
     }
 }
 
 /// Long chunks, by the kernels for prompts.
 fn prompt_cases() -> Vec<Case> {
-    let group = Shape { heads: 12, kv_heads: 1, head_dim: 64, ..SHAPE };
-    let multi = Shape { heads: 20, kv_heads: 1, head_dim: 8, ..SHAPE };
-    let large = Shape { heads: 2, kv_heads: 1, head_dim: 256, ..SHAPE };
-    let odd = Shape { heads: 3, kv_heads: 3, head_dim: 18, hidden: 52, ffn: 90, ..SHAPE };
+    let group = Shape { heads: 12, kv_heads: 1, head_dim: 64, ..SMALL };
+    let multi = Shape { heads: 20, kv_heads: 1, head_dim: 8, ..SMALL };
+    let large = Shape { heads: 2, kv_heads: 1, head_dim: 256, ..SMALL };
+    let odd = Shape { heads: 3, kv_heads: 3, head_dim: 18, hidden: 52, ffn: 90, ..SMALL };
     let window = Shape { window: Some(100), ..group };
     let prompts = vec![life(0, 1100, 1100, 1); 2];
     vec![
@@ -101,7 +82,7 @@ fn prompt_cases() -> Vec<Case> {
         Case { shape: multi, ..base("twenty heads of 8 to a group") },
         Case { shape: large, ..base("heads of 256") },
         Case { shape: odd, ..base("sizes that are no multiples of 8") },
-        Case { shape: Shape { head_dim: 90, ..SHAPE }, ..base("heads of 90") },
+        Case { shape: Shape { head_dim: 90, ..SMALL }, ..base("heads of 90") },
         Case { shape: window, ..base("a window of 100 over long contexts") },
         Case { block_size: 24, ..base("blocks of 24") },
         Case { lives: vec![life(0, 1500, 512, 12); 3], ..base("long contexts") },
@@ -134,7 +115,7 @@ fn prompt_cases() -> Vec<Case> {
 
 fn decode_cases() -> Vec<Case> {
     let short = vec![life(0, 5, 5, 2), life(0, 3, 3, 2), life(1, 1, 1, 2)];
-    let wide = Shape { hidden: 2560, heads: 8, kv_heads: 2, head_dim: 128, ffn: 4104, ..SHAPE };
+    let wide = Shape { hidden: 2560, heads: 8, kv_heads: 2, head_dim: 128, ffn: 4104, ..SMALL };
     let high = vec![[64; 7], [64; 7], [24; 7]];
     let pieces = Shape { hidden: 1104, ..SHARED };
     // As many outputs as a multiprocessor each has a share of.

@@ -75,8 +75,7 @@ impl CudaBackend {
             // SAFETY: shapes and the cache's places are checked above; partial results have room for all items.
             unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
         }
-        let form = self.kernels.prefill[variant].0;
-        let tiles = self.prefill_tiles(group, form.pairs)?;
+        let tiles = self.prefill_tiles(group, self.kernels.prefill[variant].pairs)?;
         check_below("tiles of attention", tiles, MOST_TILES)?;
         if tiles > 0 {
             let tiles_at = self.work.prefill.address();
@@ -90,11 +89,11 @@ impl CudaBackend {
                 scale,
                 window,
             };
-            let shared = form.shared_bytes;
-            let shape = Shape { shared, ..Shape::new([kv_heads, tiles, 1], form.threads) };
-            let kernel = &self.kernels.prefill[variant].1;
+            let kernel = &self.kernels.prefill[variant];
+            let shape = Shape::new([kv_heads, tiles, 1], kernel.threads);
+            let shape = Shape { shared: kernel.shared_bytes, ..shape };
             // SAFETY: as above; the tiles were sent before.
-            unsafe { self.gpu.launch(kernel, &self.gpu.compute, shape, &args)? };
+            unsafe { self.gpu.launch(&kernel.function, &self.gpu.compute, shape, &args)? };
         }
         Ok(())
     }

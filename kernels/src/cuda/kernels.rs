@@ -35,6 +35,16 @@ impl PackedKernel {
     }
 }
 
+/// Attention over chunks of prompts, for heads of up to some size.
+#[derive(Debug)]
+pub(super) struct PrefillKernel {
+    pub(super) function: CudaFunction,
+    /// (Token, head) pairs that a block takes.
+    pub(super) pairs: usize,
+    pub(super) threads: usize,
+    pub(super) shared_bytes: usize,
+}
+
 /// Every kernel of `cuda/`.
 #[derive(Debug)]
 pub(super) struct Kernels {
@@ -59,7 +69,7 @@ pub(super) struct Kernels {
     /// In the order of [`HEAD_SIZES`].
     pub(super) decode: [CudaFunction; 3],
     /// In the order of [`HEAD_SIZES`].
-    pub(super) prefill: [(PrefillForm, CudaFunction); 3],
+    pub(super) prefill: [PrefillKernel; 3],
     pub(super) gather: CudaFunction,
     pub(super) pick: CudaFunction,
     pub(super) draw: CudaFunction,
@@ -96,9 +106,16 @@ impl Kernels {
             Ok(function)
         };
         let prefill = |d: usize| {
-            let form = PrefillForm::of(d, probe.capability);
-            let (source, name) = form.source_and_name(d);
-            Ok::<_, KernelError>((form, large(source, &name, form.shared_bytes)?))
+            let (file, pairs, threads, shared_bytes) = if probe.capability == (9, 0) && d == 128 {
+                // Five tiles and the places of keys, where 1,024 bytes begin.
+                ("prefill_hopper", 128, 256, 1024 + 5 * 128 * 128 * 2 + 5 * 128 * 4)
+            } else {
+                // Its `Tiles`.
+                let (pairs, keys) = if d > 128 { (64, 32) } else { (128, 64) };
+                ("prefill", pairs, 128, (pairs + 2 * keys) * (d + 8) * 2)
+            };
+            let function = large(&format!("{file}.cu"), &format!("{file}{d}"), shared_bytes)?;
+            Ok::<_, KernelError>(PrefillKernel { function, pairs, threads, shared_bytes })
         };
         let product = |variant: Variant| {
             let shared = variant.shared_bytes(probe.capability);
@@ -138,39 +155,6 @@ impl Kernels {
 
     pub(super) fn product(&self, variant: Variant) -> &CudaFunction {
         &self.products[&variant]
-    }
-}
-
-/// How attention over chunks of prompts is launched for heads of up to some size.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PrefillForm {
-    /// (Token, head) pairs that a block takes.
-    pub(super) pairs: usize,
-    pub(super) threads: usize,
-    pub(super) shared_bytes: usize,
-    is_hopper: bool,
-}
-
-impl PrefillForm {
-    /// `d`: one of [`HEAD_SIZES`].
-    fn of(d: usize, capability: (i32, i32)) -> Self {
-        if capability == (9, 0) && d == 128 {
-            // Five tiles of `prefill_hopper.cu` and the places of its keys, where 1,024 bytes begin.
-            let shared_bytes = 1024 + 5 * 128 * 128 * 2 + 5 * 128 * 4;
-            return Self { pairs: 128, threads: 256, shared_bytes, is_hopper: true };
-        }
-        // `Tiles` in `prefill.cu`.
-        let (pairs, keys) = if d > 128 { (64, 32) } else { (128, 64) };
-        let shared_bytes = (pairs + 2 * keys) * (d + 8) * 2;
-        Self { pairs, threads: 128, shared_bytes, is_hopper: false }
-    }
-
-    fn source_and_name(&self, d: usize) -> (&'static str, String) {
-        if self.is_hopper {
-            ("prefill_hopper.cu", format!("prefill_hopper{d}"))
-        } else {
-            ("prefill.cu", format!("prefill{d}"))
-        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! The operations of a layer but attention.
 
+use cudarc::driver::CudaFunction;
+
 use super::CudaBackend;
 use super::error::{check, check_below};
 use super::gpu::Shape;
 use super::kernel_args::{Embed, Gated, Norm, Qkv, Residual};
+use super::kernels::PackedKernel;
 use super::lora::{Pending, Place};
 use super::memory::padded;
 use super::stack::{PACKED_COLUMNS, is_worth_packing};
@@ -171,7 +174,7 @@ impl CudaBackend {
         let kernels = &self.kernels;
         let (kernel, grid, threads) = match queued.lora_is {
             Pending::Stacked if fits_packed(d) && self.packs() => {
-                let kernel = kernels.qkv_packed.of(self.step.stacked, has_prompts);
+                let kernel = self.form(&kernels.qkv_packed);
                 (kernel, if has_prompts { prompts } else { rows_of(PACKED_ROWS) }, d / 2)
             }
             Pending::Stacked => (&kernels.qkv_stacked, rows_of(QKV_ROWS), 128),
@@ -198,8 +201,8 @@ impl CudaBackend {
         args.bias = op.weight.bias();
         let (kernel, block, threads) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                let kernel = self.kernels.residual_packed.of(self.step.stacked, self.has_prompts());
-                (kernel, self.block_rows(PACKED_ROWS), NORM_COLUMNS)
+                let block = if self.has_prompts() { PROMPT_BLOCK_ROWS } else { PACKED_ROWS };
+                (self.form(&self.kernels.residual_packed), block, NORM_COLUMNS)
             }
             Pending::Stacked => (&self.kernels.residual_stacked, 1, 128),
             _ => (&self.kernels.residual, 1, RESIDUAL_THREADS),
@@ -220,9 +223,9 @@ impl CudaBackend {
         self.step.counts.rows > MOST_SMALL
     }
 
-    /// Rows of a block of the residual or the gate with B packed: `few` where the step has none of the kernels for prompts.
-    fn block_rows(&self, few: usize) -> usize {
-        if self.has_prompts() { PROMPT_BLOCK_ROWS } else { few }
+    /// The form of a kernel that is for such a step.
+    fn form<'a>(&self, kernel: &'a PackedKernel) -> &'a CudaFunction {
+        kernel.of(self.step.stacked, self.has_prompts())
     }
 
     pub(super) fn run_gated_mlp(&mut self, op: GatedMlpOp<'_, Self>) -> Result<()> {
@@ -248,15 +251,13 @@ impl CudaBackend {
         };
         let (kernel, shape) = match queued.lora_is {
             Pending::Stacked if self.packs() => {
-                let has_prompts = self.has_prompts();
-                let columns = if has_prompts {
-                    PROMPT_COLUMNS
+                let (columns, block) = if self.has_prompts() {
+                    (PROMPT_COLUMNS, PROMPT_BLOCK_ROWS)
                 } else {
-                    GATED_WARPS / row_warps * PACKED_COLUMNS
+                    (GATED_WARPS / row_warps * PACKED_COLUMNS, row_warps * PACKED_ROWS)
                 };
-                let block = self.block_rows(row_warps * PACKED_ROWS);
                 let grid = [ffn.div_ceil(columns), rows.div_ceil(block), 1];
-                let kernel = self.kernels.gated_mlp_packed.of(self.step.stacked, has_prompts);
+                let kernel = self.form(&self.kernels.gated_mlp_packed);
                 (kernel, Shape::early(grid, 32 * GATED_WARPS))
             }
             Pending::Stacked => {

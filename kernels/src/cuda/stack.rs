@@ -41,8 +41,9 @@ const PACKED_SCALES: usize = MOST_SLOTS * 4 * size_of::<f32>();
 const MOST_OF_PROMPTS: usize = 32;
 const _: () = assert!(MOST_OF_PROMPTS <= u32::BITS as usize);
 
-/// Whether so many slots had better have B laid out. Eight rows (sixteen of prompts) take theirs in turns, so a few have to share each; with more rows
-/// that each read their own B it pays sooner. And of prompts all rows compute what the others' slots have of A.
+/// Whether so many slots had better have B laid out. Eight rows (sixteen of prompts) take theirs in turns, so a few have to share
+/// each; with more rows that each read their own B it pays sooner. And of prompts all rows compute what the others' slots have of
+/// A.
 pub(super) fn is_worth_packing(slots: usize, rows: usize) -> bool {
     let (most, rows_per_slot) = match rows {
         0..=64 => (MOST_SLOTS, 4),

@@ -76,7 +76,7 @@ pub(crate) struct Case {
     pub(crate) one_behind: bool,
 }
 
-const SMALL: Shape = Shape {
+pub(crate) const SMALL: Shape = Shape {
     hidden: 64,
     heads: 4,
     kv_heads: 2,
@@ -98,7 +98,7 @@ const LIVES: [Life; 6] = [
     Life { arrives: 3, prompt: 16, chunk: 3, decode: 0 },
 ];
 
-fn base(name: impl Into<String>) -> Case {
+pub(crate) fn base(name: impl Into<String>) -> Case {
     Case {
         name: name.into(),
         shape: SMALL,
